@@ -1,0 +1,241 @@
+"""The losses, in their plain form: what the optimiser minimises, written to be read.
+
+    distillation_loss     MOPD, SDPO and teacher-student: aggregate(weights * divergence(student, teacher))
+    policy_gradient_loss  GRPO: aggregate(weights * clipped(ratio * advantage))
+
+Both end in `aggregate`, whose denominator may be a count over *all* ranks and micro-batches: then the losses
+of the parts of a batch add up to the loss of the whole, however it was cut. Faster forms elsewhere answer to
+these. Masked tokens may hold anything, NaN and out-of-range ids included; they reach neither the loss nor its
+gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mopd.divergence import Support, Tail, divergence, gather_logprobs, wide
+from mopd.importance import ratio, truncated_weights
+
+Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    tokens: Tensor,
+    response_mask: Tensor,
+    *,
+    alpha: float = 0.5,
+    topk: int | None = 100,
+    tail: Tail = "bucket",
+    support: Support = "student",
+    old_logprobs: Tensor | None = None,
+    is_clip: float | None = None,
+    importance_weights: Tensor | None = None,
+    sequence_mask: Tensor | None = None,
+    step_ids: Tensor | None = None,
+    aggregation: Aggregation = "token-mean",
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """The distillation loss of MOPD (arXiv 2605.12652).
+
+    At every token that the student sampled, its divergence from a teacher who reads the same response after
+    having seen peers; weighted, then averaged.
+
+    Args:
+        student_logits, teacher_logits: `[B, T, V]`, any float dtype, at the positions that predict `tokens`,
+            already divided by the temperature. The teacher is a constant.
+        tokens: `[B, T]` sampled ids, needed by `is_clip` only.
+        response_mask: `[B, T]`, non-zero for tokens of the response.
+        alpha, topk, tail, support: see `mopd.divergence.divergence`.
+        old_logprobs: `[B, T]` log-probs of `tokens` when the step began; None if the student has not moved
+            since, so that their ratio is 1.
+        is_clip: weight each token by min(pi / pi_old, is_clip), detached. None for no such weight.
+        importance_weights: `[B, T]` further weights, detached; see `mopd.importance`.
+        sequence_mask: `[B]`, zero for sequences whose teacher saw no more than the student did.
+        step_ids: `[B, T]`, reasoning step of each token, -1 for padding, which is masked. After weighting, a
+            token's value becomes the mean over its step. (Every aggregation weighs the tokens of a step
+            alike, so this moves value between tokens and leaves the loss what it was.)
+        aggregation, denominator: see `aggregate`; sequences that are masked out do not count.
+
+    Returns: a scalar, float32 (float64 for float64 logits); 0, with zero gradient, if all is masked.
+
+    Raises ValueError on a wrong shape, or an option outside its range.
+    """
+    mask_B_T = _loss_mask(tokens, response_mask, sequence_mask, step_ids)
+    values_B_T = token_divergence(
+        student_logits, teacher_logits, mask_B_T, alpha=alpha, topk=topk, tail=tail, support=support
+    )
+    if is_clip is not None:
+        logprobs_B_T = token_logprobs(student_logits.detach(), tokens.where(mask_B_T, 0))
+        old_B_T = logprobs_B_T if old_logprobs is None else old_logprobs
+        _shaped("old_logprobs", old_B_T, mask_B_T.shape)
+        values_B_T = values_B_T * truncated_weights(logprobs_B_T, old_B_T, is_clip).where(mask_B_T, 0.0)
+    if importance_weights is not None:
+        weights_B_T = _shaped("importance_weights", importance_weights, mask_B_T.shape)
+        values_B_T = values_B_T * weights_B_T.detach().where(mask_B_T, 0.0)
+    if step_ids is not None:
+        values_B_T = step_means(values_B_T, step_ids, mask_B_T)
+    return aggregate(values_B_T, mask_B_T, aggregation, denominator)
+
+
+def policy_gradient_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    clip_ratio_low: float = 0.2,
+    clip_ratio_high: float = 0.28,
+    clip_ratio_c: float = 3.0,
+    importance_weights: Tensor | None = None,
+    aggregation: Aggregation = "token-mean",
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """The clipped surrogate of PPO (arXiv 1707.06347), as GRPO uses it.
+
+    The range is asymmetric (DAPO, arXiv 2503.14476) and the clip dual (arXiv 1912.09729). With
+    rho = pi / pi_old a token costs max(-A rho, -A clip(rho, 1 - low, 1 + high)), and where A < 0 at most
+    -c A: a bad token that has become far likelier does not pull without bound.
+
+    Args:
+        logprobs: `[B, T]` log-probs of the sampled tokens under the student, differentiable.
+        old_logprobs: `[B, T]` the same when the step began; a constant.
+        advantages: `[B, T]`, or `[B]` for one per sequence (`mopd.advantages`); a constant.
+        response_mask: `[B, T]`, non-zero for tokens of the response.
+        clip_ratio_low, clip_ratio_high: how far below and above 1 the ratio still pays; both >= 0, low <= 1.
+        clip_ratio_c: the dual clip, > 1.
+        importance_weights: `[B, T]` weights of rollout correction, detached.
+        aggregation, denominator: see `aggregate`.
+
+    Returns: a scalar; 0, with zero gradient, if all is masked. Raises ValueError on a wrong shape or range.
+    """
+    if not (0.0 <= clip_ratio_low <= 1.0 and clip_ratio_high >= 0.0):
+        raise ValueError(
+            f"clip ratios {clip_ratio_low!r}, {clip_ratio_high!r}: need 0 <= low <= 1 and high >= 0"
+        )
+    if not clip_ratio_c > 1.0:
+        raise ValueError(f"clip_ratio_c is {clip_ratio_c!r}; it must exceed 1")
+    shape = _shaped("logprobs", logprobs, response_mask.shape).shape
+    mask_B_T = _loss_mask(logprobs, response_mask)
+    old_B_T = _shaped("old_logprobs", old_logprobs, shape).detach()
+    per_token = advantages[:, None].expand(shape) if advantages.shape == shape[:1] else advantages
+    advantages_B_T = _shaped("advantages", per_token, shape).detach().where(mask_B_T, 0.0)
+
+    ratio_B_T = ratio(logprobs.where(mask_B_T, 0.0), old_B_T.where(mask_B_T, 0.0))
+    clipped_B_T = ratio_B_T.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
+    values_B_T = torch.maximum(-advantages_B_T * ratio_B_T, -advantages_B_T * clipped_B_T)
+    bounded_B_T = torch.minimum(values_B_T, -clip_ratio_c * advantages_B_T)
+    values_B_T = torch.where(advantages_B_T < 0.0, bounded_B_T, values_B_T)
+    if importance_weights is not None:
+        weights_B_T = _shaped("importance_weights", importance_weights, shape)
+        values_B_T = values_B_T * weights_B_T.detach().where(mask_B_T, 0.0)
+    return aggregate(values_B_T, mask_B_T, aggregation, denominator)
+
+
+def aggregate(
+    values_B_T: Tensor,
+    mask_B_T: Tensor,
+    mode: Aggregation = "token-mean",
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """One number from the values of all unmasked tokens, in one of the four published ways:
+
+        token-mean               sum of tokens                   / number of tokens
+        seq-mean-token-sum       sum of tokens                   / number of sequences that have a token
+        seq-mean-token-mean      sum of the sequences' means     / number of sequences that have a token
+        seq-mean-token-sum-norm  sum of tokens                   / T, the width, whatever was sampled
+
+    Args:
+        values_B_T: `[B, T]` float.
+        mask_B_T: `[B, T]`, non-zero where a value counts.
+        denominator: replaces what stands after the slash: the global count, or for the last mode the chosen
+            scale. Zero (nothing anywhere) divides by one.
+
+    Returns: a scalar. Raises ValueError on an unknown mode, unequal shapes or a negative denominator.
+    """
+    mask_B_T = _shaped("mask", mask_B_T, values_B_T.shape).bool()
+    values_B_T = wide(values_B_T).where(mask_B_T, 0.0)
+    lengths_B = mask_B_T.sum(dim=-1)
+    sequences = (lengths_B > 0).sum()
+    counts: dict[str, Tensor] = {
+        "token-mean": lengths_B.sum(),
+        "seq-mean-token-sum": sequences,
+        "seq-mean-token-mean": sequences,
+        "seq-mean-token-sum-norm": torch.tensor(values_B_T.shape[-1]),
+    }
+    if mode not in counts:
+        raise ValueError(f"aggregation is {mode!r}; it must be one of {', '.join(get_args(Aggregation))}")
+    if mode == "seq-mean-token-mean":
+        values_B_T = values_B_T / lengths_B.clamp(min=1)[:, None]
+    divisor = counts[mode] if denominator is None else torch.as_tensor(denominator)
+    if not bool(divisor >= 0):
+        raise ValueError(f"denominator is {denominator!r}; it must be a count, so not negative")
+    return values_B_T.sum() / divisor.to(values_B_T).where(divisor > 0, 1.0)
+
+
+def token_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask_B_T: Tensor,
+    *,
+    alpha: float = 0.5,
+    topk: int | None = 100,
+    tail: Tail = "bucket",
+    support: Support = "student",
+) -> Tensor:
+    """The divergence at every unmasked token, unweighted: logits `[B, T, V]` to `[B, T]`, 0 where masked.
+
+    Only unmasked positions are computed. Arguments and errors as in `mopd.divergence.divergence`.
+    """
+    _shaped("teacher_logits", teacher_logits, student_logits.shape)
+    mask_B_T = _shaped("mask", mask_B_T, student_logits.shape[:-1]).bool()
+    values_N = divergence(
+        student_logits[mask_B_T], teacher_logits[mask_B_T], alpha=alpha, topk=topk, tail=tail, support=support
+    )
+    return values_N.new_zeros(mask_B_T.shape).masked_scatter(mask_B_T, values_N)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log-prob of each token under logits `[..., V]`, ids `[...]` to `[...]`; differentiable."""
+    _shaped("tokens", tokens, logits.shape[:-1])
+    return gather_logprobs(logits, tokens[..., None].long())[..., 0]
+
+
+def step_means(values_B_T: Tensor, step_ids: Tensor, mask_B_T: Tensor) -> Tensor:
+    """Each unmasked token's value replaced by the mean over the unmasked tokens of its step in its sequence.
+
+    All `[B, T]`; 0 where masked or where the step id is negative. Sums over a sequence's steps are kept.
+    """
+    belongs_B_T = mask_B_T.bool() & (_shaped("step_ids", step_ids, values_B_T.shape) >= 0)
+    if not bool(belongs_B_T.any()):
+        return values_B_T.where(belongs_B_T, 0.0)
+    rows_N = belongs_B_T.nonzero()[:, 0]
+    steps_N_2 = torch.stack([rows_N, step_ids[belongs_B_T]], dim=-1)
+    _, step_N, sizes = torch.unique(steps_N_2, dim=0, return_inverse=True, return_counts=True)
+    sums = values_B_T.new_zeros(len(sizes)).index_add(0, step_N, values_B_T[belongs_B_T])
+    return torch.zeros_like(values_B_T).masked_scatter(belongs_B_T, (sums / sizes)[step_N])
+
+
+def _loss_mask(
+    tokens: Tensor, response_mask: Tensor, sequence_mask: Tensor | None = None, step_ids: Tensor | None = None
+) -> Tensor:
+    """Where the loss looks, `[B, T]` bool: in the response, in a sequence that can learn, in a step."""
+    if response_mask.dim() != 2:
+        raise ValueError(f"response_mask has shape {tuple(response_mask.shape)}; it must be [B, T]")
+    _shaped("tokens", tokens, response_mask.shape)
+    mask_B_T = response_mask.bool()
+    if sequence_mask is not None:
+        mask_B_T = mask_B_T & _shaped("sequence_mask", sequence_mask, mask_B_T.shape[:1]).bool()[:, None]
+    if step_ids is not None:
+        mask_B_T = mask_B_T & (_shaped("step_ids", step_ids, mask_B_T.shape) >= 0)
+    return mask_B_T
+
+
+def _shaped(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {tuple(shape)}")
+    return tensor

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Sets up (test tools too) and tests. Works from any folder; pytest runs at the root of the project.
+#   bash run_tests.sh [--all] [--cluster] [pytest arguments]
+#     (neither)     all tests but the slow ones and those that need a cluster
+#     --all         the slow ones too          --cluster     the Slurm and multi-node ones too
+#     --setup-only  as sole argument: make the environment and stop
+set -euo pipefail
+# shellcheck source=trainer/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/trainer/launch.sh"
+
+slow='not slow' cluster='not cluster' arguments=()
+for argument in "$@"; do
+    case $argument in
+    --all) slow='' ;;
+    --cluster) cluster='' ;;
+    --setup-only) [[ $# -eq 1 ]] || mopd_fail 2 '--setup-only makes the environment and stops; it takes no other arguments.' ;;
+    *) arguments+=("$argument") ;;
+    esac
+done
+
+mopd_python dev
+if [[ ${1-} == --setup-only ]]; then
+    mopd_say "ready: $MOPD_PYTHON"
+    exit 0
+fi
+cd "$MOPD_ROOT"
+export PYTHONPATH=$MOPD_ROOT${PYTHONPATH:+:$PYTHONPATH}
+if [[ -z $cluster ]] && ! "$MOPD_PYTHON" -m pytest -q --collect-only -m cluster >/dev/null; then
+    mopd_fail 1 "--cluster: no test in tests/ has the mark 'cluster' (or they cannot be collected), so nothing would be tested on a cluster."
+fi
+exec "$MOPD_PYTHON" -m pytest -m "$slow${slow:+${cluster:+ and }}$cluster" "${arguments[@]}"

@@ -1,0 +1,1 @@
+"""The machine: Ray, vLLM and FSDP2 around the method in `mopd`."""

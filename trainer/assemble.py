@@ -1,0 +1,192 @@
+"""Unpacks the configuration into parts with plain arguments; below this file nobody knows the tree."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from mopd.contexts import ContextSettings
+from mopd.methods import METHODS
+from trainer import cluster
+from trainer.config.schema import Config
+from trainer.contexts import ContextBuilder
+from trainer.objectives import LossSettings
+from trainer.parts import Parts, Sizes
+from trainer.prompts import PromptSet, Renderer
+from trainer.schedule import Schedule
+from trainer.services import Policy, Sampling, Verification
+from trainer.tracking import Journal
+from trainer.validate import Validator
+from trainer.workers.policy import OptimSettings, PolicyWorker
+from trainer.workers.sampler import SamplerWorker
+from trainer.workers.sampler_types import SamplingSettings
+from trainer.workers.verifier import VerifierWorker
+
+def context_settings(config: Config) -> ContextSettings | None:
+    """The published switches and templates; None for a method without a teacher."""
+    distill = config.actor_rollout_ref.actor.self_distillation
+    if not METHODS[config.actor_rollout_ref.actor.policy_loss.loss_mode].uses_views:
+        return None
+    names = ContextSettings.__dataclass_fields__
+    return ContextSettings(**{name: getattr(distill, name) for name in names})
+
+
+def loss_settings(config: Config) -> LossSettings:
+    """The loss as plain values."""
+    actor, correction = config.actor_rollout_ref.actor, config.algorithm.rollout_correction
+    distill = actor.self_distillation
+    return LossSettings(
+        kind=METHODS[actor.policy_loss.loss_mode].loss,
+        temperature=config.actor_rollout_ref.rollout.temperature,
+        aggregation=actor.loss_agg_mode,
+        alpha=distill.alpha,
+        topk=distill.distillation_topk,
+        tail="bucket" if distill.distillation_add_tail else "renormalize",
+        is_clip=distill.is_clip,
+        rollout_is_threshold=correction.rollout_is_threshold if correction.rollout_is else None,
+        clip_ratio_low=actor.clip_ratio_low,
+        clip_ratio_high=actor.clip_ratio_high,
+        clip_ratio_c=actor.clip_ratio_c,
+    )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which devices the workers take."""
+
+    device: str
+    ranks: int
+
+    @property
+    def gpus_each(self) -> float:
+        """Share of a GPU per worker: an actor and the sampler live together."""
+        return 0.5 if self.device == "cuda" else 0.0
+
+
+def worker_environment(device: str, offline: bool) -> dict[str, str]:
+    """What every worker process inherits."""
+    common = {
+        # In one process the sampler's weights can be handed over without copies through pipes.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if offline:
+        common["HF_HUB_OFFLINE"] = "1"
+    if device == "cpu":
+        # One thread: results do not depend on the machine, and no barrier spins while another phase works.
+        common |= {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return common
+
+
+def start_workers(config: Config, placement: Placement) -> tuple[Policy, Sampling, Verification]:
+    """Starts Ray and places actor ranks, sampler and verifier; they load at the same time."""
+    model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+    actor, data, deadline = config.actor_rollout_ref.actor, config.data, config.trainer.deadline_s
+    loss = loss_settings(config)
+    optim = OptimSettings(
+        lr=actor.optim.lr,
+        warmup_steps=actor.optim.lr_warmup_steps,
+        weight_decay=actor.optim.weight_decay,
+        betas=actor.optim.betas,
+        grad_clip=actor.grad_clip,
+    )
+    environment = worker_environment(placement.device, offline=os.path.isdir(model.path))
+    cluster.start(environment, num_cpus=max(os.cpu_count() or 1, placement.ranks + 2))
+    sampler = cluster.spawn(
+        SamplerWorker,
+        num_cpus=1,
+        num_gpus=placement.gpus_each,
+        model_path=model.path,
+        device=placement.device,
+        max_model_len=rollout.max_model_len or data.max_prompt_length + data.max_response_length,
+        seed=data.seed,
+        enable_prefix_caching=rollout.enable_prefix_caching,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        kv_cache_mib=rollout.kv_cache_mib,
+    )
+    ranks = [
+        cluster.spawn(
+            PolicyWorker,
+            num_cpus=1,
+            num_gpus=placement.gpus_each,
+            rank=rank,
+            ranks=placement.ranks,
+            device=placement.device,
+            model_path=model.path,
+            attn_implementation=model.attn_implementation,
+            gradient_checkpointing=model.enable_gradient_checkpointing,
+            loss=loss,
+            optim=optim,
+            teacher_update_rate=actor.self_distillation.teacher_update_rate,
+            seed=data.seed,
+            deadline_s=deadline,
+        )
+        for rank in range(placement.ranks)
+    ]
+    verifier = cluster.spawn(VerifierWorker, num_cpus=0, num_gpus=0)
+    policy = Policy(
+        ranks,
+        distils=loss.distils,
+        epochs=actor.ppo_epochs,
+        mini_batch_rollouts=min(actor.ppo_mini_batch_size, data.train_batch_size) * rollout.n,
+        token_budget=actor.ppo_max_token_len_per_gpu,
+        lr_at=optim.rate,
+        deadline_s=deadline,
+    )
+    return policy, Sampling(sampler, data.seed, deadline), Verification(verifier, deadline)
+
+
+def build_parts(
+    config: Config,
+    renderer: Renderer,
+    train: PromptSet,
+    held_out: PromptSet,
+    services: tuple[Policy, Sampling, Verification],
+    journal: Journal,
+    schedule: Schedule,
+) -> Parts:
+    """Puts the parts of a run together."""
+    policy, sampler, verifier = services
+    distill, val = config.actor_rollout_ref.actor.self_distillation, config.actor_rollout_ref.rollout.val_kwargs
+    contexts = ContextBuilder(
+        settings=context_settings(config),
+        renderer=renderer,
+        max_prompt_length=distill.max_reprompt_len,
+        success_threshold=distill.success_reward_threshold,
+        peer_policy=distill.peer_policy,
+        seed=config.data.seed,
+    )
+    validator = Validator(
+        sampler=sampler,
+        verifier=verifier,
+        prompts=held_out,
+        settings=SamplingSettings(val.temperature, val.top_p, config.data.max_response_length),
+        k=val.n,
+        record=journal.validation,
+    )
+    sizes = Sizes(
+        prompts=config.data.train_batch_size,
+        rollouts=config.actor_rollout_ref.rollout.n,
+        success_threshold=distill.success_reward_threshold,
+        shuffle=config.data.shuffle,
+        seed=config.data.seed,
+        normalize_by_std=config.algorithm.norm_adv_by_std_in_grpo,
+    )
+    return Parts(
+        sizes=sizes,
+        sampling=SamplingSettings(
+            config.actor_rollout_ref.rollout.temperature, 1.0, config.data.max_response_length
+        ),
+        method=METHODS[config.actor_rollout_ref.actor.policy_loss.loss_mode],
+        prompts=train,
+        sampler=sampler,
+        verifier=verifier,
+        contexts=contexts,
+        policy=policy,
+        validator=validator,
+        journal=journal,
+        schedule=schedule,
+    )

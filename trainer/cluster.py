@@ -1,0 +1,115 @@
+"""The one door to Ray: start it, place workers, wait for answers aloud, stop it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+    # A local Ray answers only to holders of a token made for this run. Ray reads this while it is imported.
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+import ray  # noqa: E402
+from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
+
+log = logging.getLogger("mopd")
+
+SPEAK_EVERY_S = 60.0
+"""A wait longer than this says what it waits for."""
+
+
+class WorkerError(RuntimeError):
+    """A worker failed, died or did not answer in time; the message says which, and in what."""
+
+
+def start(environment: Mapping[str, str], num_cpus: int) -> None:
+    """Starts a local Ray, or joins the cluster named by RAY_ADDRESS.
+
+    `environment` is inherited by every worker.
+    """
+    os.environ.update(environment)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False} if address is None else {}
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+        **local,
+    )
+
+
+def stop() -> None:
+    """Ends every worker that `spawn` placed, and the local Ray."""
+    ray.shutdown()
+
+
+def version() -> str:
+    """Ray's version."""
+    return str(ray.__version__)
+
+
+def this_address() -> str:
+    """The address under which the cluster's other machines reach this one."""
+    return str(ray.util.get_node_ip_address())
+
+
+def spawn(worker: type, *, num_cpus: float, num_gpus: float, **arguments: Any) -> Any:
+    """Places one worker process of class `worker`; its methods are called as `handle.method.remote(...)`."""
+    remote = ray.remote(worker).options(num_cpus=num_cpus, num_gpus=num_gpus)
+    return remote.remote(**arguments)
+
+
+def put(value: Any) -> Any:
+    """A reference to `value` in the object store, for several workers to read."""
+    return ray.put(value)
+
+
+def gather(references: Sequence[Any], doing: str, deadline_s: float) -> list[Any]:
+    """The answers behind `references`, in order; as `wait`, which see."""
+    wait(references, doing, deadline_s)
+    return [answer(reference, doing) for reference in references]
+
+
+def wait(references: Sequence[Any], doing: str, deadline_s: float) -> None:
+    """Waits until every answer is there; answers stay in the object store.
+
+    Waiting speaks: every minute the log says what is awaited and for how long.
+
+    Raises:
+        WorkerError: a worker failed or died, or the deadline passed.
+    """
+    pending = list(references)
+    started = time.monotonic()
+    while pending:
+        left = deadline_s - (time.monotonic() - started)
+        if left <= 0:
+            raise WorkerError(f"{doing}: no answer within trainer.deadline_s={deadline_s:g} s")
+        _, pending = ray.wait(pending, num_returns=len(pending), timeout=min(left, SPEAK_EVERY_S))
+        if pending:
+            waited = time.monotonic() - started
+            log.info("still %s: %d of %d answers missing after %.0f s", doing, len(pending), len(references), waited)
+            fail_early(references, pending, doing)
+
+
+def fail_early(references: Sequence[Any], pending: Sequence[Any], doing: str) -> None:
+    """Raises at once when an answer that is there is a failure: the others may wait for it for ever."""
+    for reference in references:
+        if reference not in pending:
+            answer(reference, doing)
+
+
+def answer(reference: Any, doing: str) -> Any:
+    """One answer that has arrived; a worker's failure is raised with the phase's name."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise WorkerError(f"{doing}: {error.cause!r}\n{error}") from error
+    except RayActorError as error:
+        raise WorkerError(f"{doing}: the worker process died ({error})") from error

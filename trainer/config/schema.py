@@ -1,0 +1,231 @@
+"""The schema: every key that a run honours, with its meaning. What is not here is refused.
+
+Key names are the published ones where a published key exists. The sentence under each field is its
+documentation: `docs/configuration.md` is generated from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Data:
+    train_files: str
+    """Parquet file of training prompts."""
+    val_files: str
+    """Parquet file of held-out prompts."""
+    train_batch_size: int = Field(ge=1)
+    """Prompts per step."""
+    max_prompt_length: int = Field(ge=1)
+    """Longest student prompt, in tokens, chat template included."""
+    max_response_length: int = Field(ge=1)
+    """Longest response, in tokens."""
+    filter_overlong_prompts: bool
+    """Drops (and counts) prompts over `max_prompt_length`; false refuses to start when there is one."""
+    shuffle: bool
+    """Draws a new order of the training prompts for every epoch, from `seed`; false keeps the file's order."""
+    seed: int = Field(ge=0)
+    """The run's one seed: order of prompts, sampling, choice of peers."""
+    apply_chat_template_kwargs: dict[str, Any]
+    """Arguments given to the chat template, for the student and the teacher alike."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Model:
+    path: str
+    """Folder of a Hugging Face causal language model and its tokenizer."""
+    enable_gradient_checkpointing: bool
+    """Recomputes activations in the backward pass: less memory, about a third more time."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
+    """Attention of the actor's forward passes."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Optim:
+    lr: float = Field(gt=0)
+    """Learning rate after warm-up; constant from there on."""
+    lr_warmup_steps: int = Field(ge=0)
+    """Training steps over which the learning rate rises linearly."""
+    weight_decay: float = Field(ge=0)
+    """AdamW's decoupled weight decay."""
+    betas: tuple[float, float]
+    """AdamW's decay rates of the two moments."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PolicyLoss:
+    loss_mode: Literal["sdpo", "vanilla"]
+    """`sdpo`: divergence to the teacher's view (MOPD and SDPO); `vanilla`: clipped policy gradient (GRPO)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SelfDistillation:
+    alpha: float = Field(ge=0, le=1)
+    """0: KL(teacher || student), 1: KL(student || teacher), between: Jensen-Shannon mixture (0.5: symmetric)."""
+    distillation_topk: int | None = Field(ge=1)
+    """Entries of the student's distribution compared per token; null compares the whole vocabulary."""
+    distillation_add_tail: bool
+    """Adds the rest of the vocabulary as one entry; false renormalises the top-k entries."""
+    is_clip: float | None = Field(gt=0)
+    """Upper bound of the importance ratio between the current and the old policy; null weighs nothing."""
+    teacher_regularization: Literal["ema"]
+    """How the teacher follows the student: an exponential moving average of its weights."""
+    teacher_update_rate: float = Field(ge=0, le=1)
+    """Share of the student's weights taken into the teacher after each step; 0 freezes the teacher."""
+    success_reward_threshold: float = Field(ge=0)
+    """A rollout with at least this reward is a success, below it a failure."""
+    peer_policy: Literal["random", "first"]
+    """Which siblings are shown: drawn by the run's seed, or the first in sampling order."""
+    include_primary_solution: bool
+    """Shows the teacher a successful sibling."""
+    include_another_solution: bool
+    """Shows a second successful sibling of different text."""
+    include_failure_solution: bool
+    """Shows a failed sibling, marked as such."""
+    failure_solution_condition: Literal["when_no_solution", "always"]
+    """When the failed sibling is shown."""
+    include_environment_feedback: bool
+    """Shows the environment's feedback on the rollout itself; never a gold answer."""
+    environment_feedback_only_without_solution: bool
+    """Shows feedback only where no successful sibling can be shown."""
+    dont_reprompt_on_self_success: bool
+    """A successful rollout is never its own demonstration."""
+    remove_thinking_from_demonstration: bool
+    """Strips thinking from every peer."""
+    max_reprompt_len: int = Field(ge=1)
+    """Longest teacher prompt, in tokens; peers are shortened to fit."""
+    reprompt_template: str
+    """The teacher's user message; its fields are prompt, solution, solution_summaries, another_solution, failure, feedback."""
+    solution_template: str
+    """Section of the first successful peer."""
+    another_solution_template: str
+    """Section of the second successful peer."""
+    failure_solution_template: str
+    """Section of the failed peer."""
+    feedback_template: str
+    """Section of the environment's feedback."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Actor:
+    policy_loss: PolicyLoss
+    ppo_mini_batch_size: int = Field(ge=1)
+    """Prompts per optimiser step."""
+    ppo_epochs: int = Field(ge=1)
+    """Passes over a step's rollouts."""
+    ppo_max_token_len_per_gpu: int = Field(ge=1)
+    """Token budget of a micro-batch on one device, padding and teacher prompt included."""
+    clip_ratio_low: float = Field(ge=0, lt=1)
+    """Policy gradient: lower clip of the ratio, 1 - this."""
+    clip_ratio_high: float = Field(ge=0)
+    """Policy gradient: upper clip of the ratio, 1 + this."""
+    clip_ratio_c: float = Field(gt=1)
+    """Policy gradient: dual clip for negative advantages."""
+    loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
+    """How token losses become one number; counts are those of the whole mini-batch over all devices."""
+    grad_clip: float = Field(gt=0)
+    """Largest gradient norm."""
+    optim: Optim
+    self_distillation: SelfDistillation
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ValKwargs:
+    n: int = Field(ge=1)
+    """Responses per held-out prompt: the k of mean@k and pass@k."""
+    temperature: float = Field(ge=0)
+    """Sampling temperature in validation; 0 is greedy."""
+    top_p: float = Field(gt=0, le=1)
+    """Nucleus of validation sampling."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Rollout:
+    name: Literal["vllm"]
+    """The engine that samples."""
+    n: int = Field(ge=1)
+    """Rollouts per prompt: the size of a group."""
+    temperature: float = Field(gt=0)
+    """Sampling temperature in training; divergences and log-probs use the same."""
+    enable_prefix_caching: bool
+    """Shares the prompt's keys and values among the rollouts of a group."""
+    max_model_len: int | None = Field(ge=1)
+    """Longest prompt and response together; null: max_prompt_length + max_response_length."""
+    gpu_memory_utilization: float = Field(gt=0, le=1)
+    """Share of a GPU's memory that the sampler may take."""
+    kv_cache_mib: int = Field(ge=1)
+    """Key-value cache of the sampler on a machine without a GPU, in MiB."""
+    val_kwargs: ValKwargs
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ActorRolloutRef:
+    model: Model
+    actor: Actor
+    rollout: Rollout
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RolloutCorrection:
+    rollout_is: Literal["token"] | None
+    """Importance weights between trainer and sampler per token; null for none."""
+    rollout_is_threshold: float = Field(gt=0)
+    """Upper bound of these weights."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Algorithm:
+    adv_estimator: Literal["grpo"]
+    """Advantages relative to the group's mean reward."""
+    norm_adv_by_std_in_grpo: bool
+    """Divides advantages by the group's standard deviation."""
+    rollout_correction: RolloutCorrection
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Trainer:
+    total_training_steps: int | None = Field(ge=0)
+    """Steps to train; null: as many as `total_epochs` gives."""
+    total_epochs: int = Field(ge=1)
+    """Passes over the training prompts when `total_training_steps` is null."""
+    test_freq: int = Field(ge=0)
+    """Validates every so many steps, and after the last; 0: only before and after."""
+    val_before_train: bool
+    """Validates the initial model."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where actors and sampler compute; auto: cuda where a GPU is visible."""
+    n_gpus_per_node: int | None = Field(ge=1)
+    """Actor processes of a node, one per GPU; null: every visible GPU, or one process on the CPU."""
+    nnodes: int = Field(ge=1)
+    """Nodes of the run."""
+    experiment_name: str | None
+    """Name of the run; null: made of method, data, model and key settings."""
+    experiment_suffix: str
+    """Added to the name; the launch scripts' first argument."""
+    output_dir: str | None
+    """Where the run is kept; null: a fresh folder outputs/<experiment_name>."""
+    default_local_dir: str | None
+    """Checkpoints; null: <output_dir>/checkpoints."""
+    rollout_data_dir: str | None
+    """Rollouts; null: <output_dir>/rollouts."""
+    validation_data_dir: str | None
+    """Validation responses; null: <output_dir>/validation."""
+    deadline_s: float = Field(gt=0)
+    """Longest wait for any answer of a worker, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Config:
+    data: Data
+    actor_rollout_ref: ActorRolloutRef
+    algorithm: Algorithm
+    trainer: Trainer
+    reference_compat: Literal[False] = field(default=False)
+    """Published behaviour where it differs from ours; not offered yet."""

@@ -1,0 +1,59 @@
+"""FSDP2: the student and the EMA teacher, sharded alike over the ranks; full weights gathered by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+from trainer.forward import ResponseScorer
+
+
+def build_scorer(
+    model_path: str, mesh: DeviceMesh, *, attn_implementation: str, gradient_checkpointing: bool
+) -> ResponseScorer:
+    """The model of a folder, masters in fp32, sharded layer by layer over `mesh`.
+
+    Computes in bf16 on CUDA and in fp32 on the CPU; gradients are reduced in fp32 on both.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path, dtype=torch.float32, attn_implementation=attn_implementation
+    )
+    model.config.use_cache = False
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    scorer = ResponseScorer(model.to(mesh.device_type))
+    compute = torch.bfloat16 if mesh.device_type == "cuda" else torch.float32
+    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(scorer, mesh=mesh, mp_policy=precision)
+    return scorer
+
+
+def shards(module: nn.Module) -> list[Tensor]:
+    """This rank's part of every parameter, in order."""
+    return [whole.to_local() if isinstance(whole, DTensor) else whole for whole in module.parameters()]
+
+
+def full_weights(scorer: ResponseScorer) -> Iterator[tuple[str, Tensor]]:
+    """Every weight under its Hugging Face name, whole and on the CPU, one at a time.
+
+    Every rank must run through it: gathering a weight is a collective. Tied weights come once.
+    """
+    for name, parameter in scorer.model.named_parameters():
+        detached = parameter.detach()
+        whole = detached.full_tensor() if isinstance(detached, DTensor) else detached
+        yield name, whole.to("cpu", copy=True)
+
+
+def gradient_norm(module: nn.Module, limit: float) -> float:
+    """The norm of the whole gradient over all ranks; gradients are scaled down to `limit` in place."""
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return float(whole)

@@ -1,0 +1,65 @@
+"""`python -m trainer.main --config-name NAME key=value ...`: one training run, from the command line to the last table.
+
+Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from trainer.config.compose import Resolved, as_yaml, resolve
+from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.main", description="Trains one run.")
+    parser.add_argument("--config-name", default="mopd", help="the method: mopd, sdpo or grpo")
+    parser.add_argument("--cfg", choices=["job"], help="prints the resolved configuration and stops")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of docs/configuration.md")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    asked = arguments(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mopd").setLevel(logging.INFO)
+    errors = Console(stderr=True)
+    try:
+        resolved = resolve(asked.config_name, asked.overrides, os.environ)
+        if asked.cfg:
+            sys.stdout.write(as_yaml(resolved.tree))
+            return DONE
+        return run(asked.config_name, resolved)
+    except BadInputError as error:
+        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        errors.print("interrupted", style="red")
+        return INTERRUPTED
+    except Exception as error:
+        logging.getLogger("mopd").debug("the failure, in full", exc_info=True)
+        errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return FAILURE
+
+
+def run(config_name: str, resolved: Resolved) -> int:
+    """Trains; heavy libraries are imported only after the configuration holds."""
+    console = Console()
+    console.print(f"mopd: method {config_name}", highlight=False)
+    for override in resolved.won:
+        console.print(f"  set {override}", markup=False, highlight=False, soft_wrap=True)
+    from trainer.session import train_session
+
+    return train_session(config_name, resolved, console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What the loop calls: each phase of a step, with the parts that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mopd.methods import Method, token_streams
+from mopd.peers import peer_metrics
+from mopd.types import FloatArray, Group
+from trainer.config.schema import Config
+from trainer.contexts import Context, ContextBuilder
+from trainer.packing import Sample
+from trainer.prompts import PromptSet, batch_at
+from trainer.schedule import Schedule
+from trainer.services import Asked, Policy, Sampling, Verification
+from trainer.tracking import Journal, every_rollout
+from trainer.validate import Validator
+from trainer.workers.sampler_types import SamplingSettings
+
+PROBED_PROMPTS, PROBED_TOKENS = 4, 16
+"""Size of the check that the sampler runs the trainer's weights, after each publish."""
+PROBE_PHASE = 2_000_000
+RECORDED_GROUPS = 2
+"""Groups of a step whose per-token divergence is kept."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a step's update tells."""
+
+    metrics: dict[str, float]
+    divergences: dict[int, FloatArray]
+    """[T] per recorded rollout, by index in sampling order."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a step samples and what it measures by, as plain values."""
+
+    prompts: int
+    """Prompts of a step."""
+    rollouts: int
+    """Rollouts per prompt."""
+    success_threshold: float
+    shuffle: bool
+    seed: int
+    normalize_by_std: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything the loop calls."""
+
+    sizes: Sizes
+    sampling: SamplingSettings
+    """How training rollouts are drawn."""
+    method: Method
+    prompts: PromptSet
+    sampler: Sampling
+    verifier: Verification
+    contexts: ContextBuilder
+    policy: Policy
+    validator: Validator
+    journal: Journal
+    schedule: Schedule
+
+    def sample(self, step: int) -> tuple[Group, ...]:
+        """The step's prompts, each with its group of rollouts."""
+        sizes = self.sizes
+        rows = batch_at(
+            step, rows=len(self.prompts), batch_size=sizes.prompts, shuffle=sizes.shuffle, seed=sizes.seed
+        )
+        asked = [
+            Asked(f"{step}-{number}", self.prompts.prompts[row], self.prompts.prompt_ids[row])
+            for number, row in enumerate(rows)
+        ]
+        return self.sampler.sample(asked, sizes.rollouts, self.sampling, [step])
+
+    def learn(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Learned:
+        """One update of student and teacher."""
+        views = [context.view for context in contexts] if self.method.uses_views else None
+        streams = token_streams(self.method, groups, views, normalize_by_std=self.sizes.normalize_by_std)
+        samples = [
+            Sample(index, group.prompt_ids, rollout.token_ids, rollout.logprobs, contexts[index].prompt_ids, stream)
+            for index, ((group, rollout, _), stream) in enumerate(
+                zip(every_rollout(groups), streams, strict=True)
+            )
+        ]
+        record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
+        metrics, divergences = self.policy.update(samples, step, record)
+        metrics |= rollout_metrics(groups)
+        if views is not None:
+            metrics |= peer_metrics(views, groups, threshold=self.sizes.success_threshold)
+            lengths = [len(context.prompt_ids) for context in contexts if context.prompt_ids is not None]
+            metrics |= spread("self_distillation/teacher_prompt_length", lengths)
+        return Learned(metrics, divergences)
+
+    def publish(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+        """Gives the sampler the new weights, and compares both sides' log-probs on fresh tokens."""
+        self.sampler.load(self.policy.weights(), version=step)
+        settings = SamplingSettings(self.sampling.temperature, 1.0, min(PROBED_TOKENS, self.sampling.max_tokens))
+        asked = [Asked(f"probe-{group.uid}", group.prompt, group.prompt_ids) for group in groups[:PROBED_PROMPTS]]
+        probes = self.sampler.sample(asked, 1, settings, [PROBE_PHASE, step])
+        drawn = [(probe.prompt_ids, rollout) for probe in probes for rollout in probe.rollouts]
+        scored = self.policy.logprobs([(prompt_ids, rollout.token_ids) for prompt_ids, rollout in drawn])
+        gaps = [np.abs(ours - rollout.logprobs) for ours, (_, rollout) in zip(scored, drawn, strict=True)]
+        return {"rollout_corr/publish_max_abs_diff": float(np.concatenate(gaps).max())}
+
+    def validate(self, *, step: int) -> dict[str, float]:
+        """Held-out quality of the published weights."""
+        return self.validator(step=step)
+
+    def save(self, step: int) -> None:
+        """Keeps the student's weights."""
+        self.policy.save(str(self.journal.folders.checkpoints / f"step_{step}"))
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards and lengths of a step, under published names; rewards of unknown outcome are left out."""
+    outcomes = [outcome for group in groups for outcome in group.outcomes]
+    rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
+    successes = [outcome.success for outcome in outcomes if outcome.success is not None]
+    lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
+    cut = [rollout.finish_reason == "length" for group in groups for rollout in group.rollouts]
+    metrics = {
+        **spread("critic/rewards", rewards),
+        **spread("response_length", lengths),
+        **spread("prompt_length", [len(group.prompt_ids) for group in groups]),
+        "response_length/clip_ratio": float(np.mean(cut)),
+        "critic/unknown_fraction": 1 - len(rewards) / len(outcomes),
+    }
+    if successes:
+        metrics["critic/success_rate"] = float(np.mean(successes))
+    return metrics
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean, largest and smallest under `name`; nothing of nothing."""
+    if not values:
+        return {}
+    return {
+        f"{name}/mean": float(np.mean(values)),
+        f"{name}/max": float(max(values)),
+        f"{name}/min": float(min(values)),
+    }

@@ -1,0 +1,166 @@
+"""Training parquet to prompts: read, render, filter, and the order in which a run meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mopd.types import IntArray, Message, Prompt
+from trainer.errors import BadInputError
+
+COLUMNS = ("prompt", "data_source", "reward_model")
+
+
+class Tokenizer(Protocol):
+    """What this project asks of a Hugging Face tokenizer."""
+
+    def apply_chat_template(self, conversation: Any, **arguments: Any) -> Any:
+        """Renders a conversation."""
+
+    def encode(self, text: str, **arguments: Any) -> list[int]:
+        """Token ids of a text."""
+
+    def decode(self, token_ids: Any, **arguments: Any) -> str:
+        """The text of token ids."""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders conversations as the model reads them, for the student and the teacher alike."""
+
+    tokenizer: Tokenizer
+    template_arguments: Mapping[str, Any]
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The conversation with the header of the assistant's answer, as text."""
+        rendered = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=True,
+            tokenize=False,
+            **self.template_arguments,
+        )
+        return str(rendered)
+
+    def ids(self, text: str) -> IntArray:
+        """[L], token ids of a rendered conversation."""
+        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
+
+    def length(self, messages: Sequence[Message]) -> int:
+        """Tokens of the rendered conversation."""
+        return len(self.ids(self.text(messages)))
+
+    def shorten(self, text: str, tokens: int) -> str:
+        """The first `tokens` tokens of a text."""
+        return self.tokenizer.decode(self.tokenizer.encode(text, add_special_tokens=False)[:tokens])
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of one file that fit the length limit, rendered."""
+
+    prompts: tuple[Prompt, ...]
+    prompt_ids: tuple[IntArray, ...]
+    """[L] each."""
+    dropped: int
+    """Prompts over the limit, left out."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def load(path: str, key: str, renderer: Renderer, *, max_prompt_length: int, drop_overlong: bool) -> PromptSet:
+    """The prompts of a parquet file.
+
+    `key` is the configuration key that named the file, for messages.
+
+    Raises:
+        BadInputError: no such file, a missing column, a row without prompt or ground truth, or prompts
+            over the limit that may not be dropped.
+    """
+    rows = read_rows(path, key)
+    prompts = [to_prompt(number, row) for number, row in enumerate(rows)]
+    faulty = [str(prompt) for prompt in prompts if isinstance(prompt, BadRowError)]
+    if faulty:
+        shown = [f"{key}={path}: {fault}" for fault in faulty[:5]]
+        more = [f"{key}={path}: and {len(faulty) - 5} more such rows"] if len(faulty) > 5 else []
+        raise BadInputError(shown + more)
+    good = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    ids = [renderer.ids(renderer.text(prompt.messages)) for prompt in good]
+    fits = [len(prompt_ids) <= max_prompt_length for prompt_ids in ids]
+    dropped = len(fits) - sum(fits)
+    if dropped and not drop_overlong:
+        raise BadInputError(
+            [
+                f"{key}={path}: {dropped} of {len(fits)} prompts exceed data.max_prompt_length={max_prompt_length} "
+                f"(longest {max(map(len, ids))} tokens); raise ROLLOUT_PROMPT_LENGTH, or set "
+                f"data.filter_overlong_prompts=true to leave them out"
+            ]
+        )
+    if dropped == len(fits):
+        longest = f" (shortest {min(map(len, ids))} tokens)" if ids else ""
+        raise BadInputError(
+            [
+                f"{key}={path}: none of {len(fits)} prompts fits data.max_prompt_length={max_prompt_length}{longest}; "
+                f"raise ROLLOUT_PROMPT_LENGTH"
+            ]
+        )
+    kept = [index for index, fit in enumerate(fits) if fit]
+    return PromptSet(tuple(good[index] for index in kept), tuple(ids[index] for index in kept), dropped)
+
+
+class BadRowError(ValueError):
+    """A row that is no task."""
+
+
+def read_rows(path: str, key: str) -> list[dict[str, Any]]:
+    """The rows of a parquet file that has the columns of a task."""
+    file = Path(path)
+    if not file.is_file():
+        raise BadInputError([f"{key}={path}: no such file; {how_to_make(file)}"])
+    try:
+        table = pq.read_table(file)
+    except (OSError, ValueError) as error:
+        raise BadInputError([f"{key}={path}: not a readable parquet file ({error})"]) from None
+    missing = [column for column in COLUMNS if column not in table.column_names]
+    if missing:
+        raise BadInputError(
+            [f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}; {how_to_make(file)}"]
+        )
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def how_to_make(file: Path) -> str:
+    """The command that makes a missing data file."""
+    return f"python data/preprocess.py --data_source {file.parent} makes it from train.json and test.json"
+
+
+def to_prompt(number: int, row: Mapping[str, Any]) -> Prompt | BadRowError:
+    """One row as a prompt, or what is wrong with it."""
+    messages = row["prompt"]
+    truth = (row["reward_model"] or {}).get("ground_truth")
+    extra = row.get("extra_info") or {}
+    if not messages or messages[-1].get("role") != "user" or not messages[-1].get("content"):
+        return BadRowError(f"row {number}: prompt={messages!r:.80} must end with a user message")
+    if truth is None or not str(truth).strip():
+        return BadRowError(f"row {number}: reward_model.ground_truth={truth!r} must not be empty")
+    if not row["data_source"]:
+        return BadRowError(f"row {number}: data_source={row['data_source']!r} must name a verifier")
+    prompt_id = str(extra.get("index") or number)
+    return Prompt(prompt_id, tuple(messages), row["data_source"], str(truth), extra)
+
+
+def batch_at(step: int, *, rows: int, batch_size: int, shuffle: bool, seed: int) -> list[int]:
+    """Rows of training step `step` (from 1): epochs of whole batches, each epoch in a fresh seeded order.
+
+    A pure function of the step, so that a run can go on anywhere.
+    """
+    per_epoch = rows // batch_size
+    epoch, position = divmod(step - 1, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else np.arange(rows)
+    return [int(row) for row in order[position * batch_size : (position + 1) * batch_size]]

@@ -1,0 +1,245 @@
+"""One rank of the actor: its shard of student and teacher, the optimiser, and one step's update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from mopd.losses import token_logprobs
+from mopd.teacher import ema_
+from mopd.types import FloatArray, IntArray
+from trainer import checkpoint, cluster, fsdp
+from trainer.forward import TokenBatch, batch_of, padded
+from trainer.meters import Meter
+from trainer.objectives import LossSettings, Targets, contribution
+from trainer.packing import MiniBatch, Sample, loss_mask
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW with linear warm-up to a constant rate."""
+
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    betas: tuple[float, float]
+    grad_clip: float
+
+    def rate(self, step: int) -> float:
+        """The learning rate of training step `step`, counted from 1."""
+        return self.lr * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.lr
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one rank reports of a step."""
+
+    meter: Meter
+    loss: float
+    """This rank's part of the loss, summed over the optimiser steps."""
+    gradient_norms: tuple[float, ...]
+    """Of each optimiser step, over all ranks, before clipping."""
+    skipped: int
+    """Optimiser steps not taken because the gradient was not finite."""
+    divergences: dict[int, FloatArray]
+    """Per-token divergence [T] of the rollouts asked for, by index."""
+    tokens_forwarded: int
+    """Tokens of all forward passes, padding included."""
+    seconds: float
+
+
+class PolicyWorker:
+    """One rank of the actor."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        ranks: int,
+        device: str,
+        model_path: str,
+        attn_implementation: str,
+        gradient_checkpointing: bool,
+        loss: LossSettings,
+        optim: OptimSettings,
+        teacher_update_rate: float,
+        seed: int,
+        deadline_s: float,
+    ) -> None:
+        self.rank, self.ranks, self.deadline_s = rank, ranks, deadline_s
+        self.device = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
+        self.model_path, self.attn_implementation = model_path, attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+        self.loss, self.optim, self.teacher_update_rate = loss, optim, teacher_update_rate
+        self.tokens_forwarded = 0
+        torch.manual_seed(seed)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Where rank 0 listens for the others: this machine's address and a free port, held from now on."""
+        self.store = dist.TCPStore(cluster.this_address(), 0, self.ranks, is_master=True, wait_for_workers=False)
+        return self.store.host, self.store.port
+
+    def join(self, host: str, port: int) -> dict[str, str | int]:
+        """Joins the other ranks and builds the shards of student, teacher and optimiser."""
+        timeout = timedelta(seconds=self.deadline_s)
+        if self.rank:
+            self.store = dist.TCPStore(host, port, self.ranks, is_master=False, timeout=timeout)
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=timeout)
+        mesh = init_device_mesh(self.device.type, (self.ranks,))
+
+        def build(checkpointing: bool) -> fsdp.ResponseScorer:
+            return fsdp.build_scorer(
+                self.model_path,
+                mesh,
+                attn_implementation=self.attn_implementation,
+                gradient_checkpointing=checkpointing,
+            )
+
+        self.student = build(self.gradient_checkpointing).train()
+        self.teacher = build(False).eval().requires_grad_(False) if self.loss.distils else None
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(),
+            lr=self.optim.lr,
+            betas=self.optim.betas,
+            weight_decay=self.optim.weight_decay,
+        )
+        parameters = sum(parameter.numel() for parameter in self.student.parameters())
+        return {"torch": torch.__version__, "parameters": parameters}
+
+    def logprobs(self, sequences: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
+        """The student's log-probs [T] of each (prompt, response), tempered. A collective: all ranks call it."""
+        batches = [batch_of([prompt], [response], self.device) for prompt, response in sequences]
+        return [row for batch in batches for row in self.score(batch)]
+
+    @torch.no_grad()
+    def score(self, batch: TokenBatch) -> list[FloatArray]:
+        """The student's log-probs [T] of each response of a batch."""
+        rows = token_logprobs(self.forward(self.student, batch), batch.tokens).cpu().numpy()
+        lengths = batch.present.sum(-1).int().tolist()
+        return [row[:length].copy() for row, length in zip(rows, lengths, strict=True)]
+
+    def update(self, mini_batches: Sequence[MiniBatch], step: int, record: frozenset[int]) -> Update:
+        """One training step: an optimiser step per mini-batch, then one of the teacher.
+
+        With more than one mini-batch the first policy's log-probs are taken before anything changes.
+        """
+        started = time.perf_counter()
+        self.tokens_forwarded = 0
+        self.loss_sum = 0.0
+        meter, norms, divergences, skipped = Meter(), [], {}, 0
+        old = [
+            [
+                self.score(self.lay_out(micro_batch, teacher=False)) if len(mini_batches) > 1 else None
+                for micro_batch in mini_batch.micro_batches
+            ]
+            for mini_batch in mini_batches
+        ]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optim.rate(step)
+        for mini_batch, old_rows in zip(mini_batches, old, strict=True):
+            if not mini_batch.micro_batches:
+                continue
+            for micro_batch, rows in zip(mini_batch.micro_batches, old_rows, strict=True):
+                divergences |= self.accumulate(micro_batch, rows, mini_batch, meter, record)
+            norm = fsdp.gradient_norm(self.student, self.optim.grad_clip)
+            norms.append(norm)
+            # The norm is that of all ranks, so that all take or skip the step alike.
+            if np.isfinite(norm):
+                self.optimizer.step()
+            else:
+                skipped += 1
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.teacher is not None and len(norms) > skipped:
+            ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teacher_update_rate)
+        seconds = time.perf_counter() - started
+        return Update(meter, self.loss_sum, tuple(norms), skipped, divergences, self.tokens_forwarded, seconds)
+
+    def accumulate(
+        self,
+        micro_batch: Sequence[Sample],
+        old_rows: list[FloatArray] | None,
+        mini_batch: MiniBatch,
+        meter: Meter,
+        record: frozenset[int],
+    ) -> dict[int, FloatArray]:
+        """Adds one micro-batch's gradient; returns the per-token divergences asked for."""
+        batch = self.lay_out(micro_batch, teacher=False)
+        teacher_logits = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher_logits = self.forward(self.teacher, self.lay_out(micro_batch, teacher=True))
+        targets = Targets(
+            tokens=batch.tokens,
+            mask=padded([loss_mask(sample, self.loss.distils) for sample in micro_batch], batch.present),
+            advantages=padded([sample.streams.advantages for sample in micro_batch], batch.present),
+            sampler_logprobs=padded([sample.sampler_logprobs for sample in micro_batch], batch.present),
+            old_logprobs=None if old_rows is None else padded(old_rows, batch.present),
+        )
+        by_tokens = self.loss.aggregation == "token-mean"
+        denominator = mini_batch.tokens if by_tokens else mini_batch.sequences
+        part = contribution(
+            self.forward(self.student, batch), teacher_logits, targets, self.loss, max(denominator, 1.0)
+        )
+        self.loss_sum += float(part.loss.detach())
+        # FSDP averages gradients over ranks; the parts are to be added.
+        (part.loss * self.ranks).backward()  # type: ignore[no-untyped-call]
+        old = part.logprobs if targets.old_logprobs is None else targets.old_logprobs
+        gap = (old - targets.sampler_logprobs).abs()
+        meter.peak("rollout_corr/logprob_max_abs_diff", gap, targets.mask)
+        meter.add("rollout_corr/logprob_mean_abs_diff", gap, targets.mask)
+        meter.add("actor/entropy", part.entropy, targets.mask)
+        meter.add("actor/ppo_kl", old - part.logprobs, targets.mask)
+        if part.divergence is None or part.student_mass is None or part.teacher_mass is None:
+            return {}
+        meter.add("self_distillation/divergence", part.divergence, targets.mask)
+        meter.add("self_distillation/topk_mass_student", part.student_mass, targets.mask)
+        meter.add("self_distillation/topk_mass_teacher", part.teacher_mass, targets.mask)
+        values = part.divergence.cpu().numpy()
+        return {
+            sample.index: values[row, : len(sample.response_ids)].copy()
+            for row, sample in enumerate(micro_batch)
+            if sample.index in record
+        }
+
+    def lay_out(self, micro_batch: Sequence[Sample], *, teacher: bool) -> TokenBatch:
+        """The micro-batch behind the student's or the teacher's prompts; an empty one becomes a single token.
+
+        A rank without work forwards that token all the same: the other ranks wait for it.
+        """
+        if not micro_batch:
+            return batch_of([np.zeros(1, dtype=np.int32)], [np.zeros(1, dtype=np.int32)], self.device)
+        prompts = [
+            sample.teacher_prompt_ids if teacher and sample.teacher_prompt_ids is not None else sample.prompt_ids
+            for sample in micro_batch
+        ]
+        return batch_of(prompts, [sample.response_ids for sample in micro_batch], self.device)
+
+    def forward(self, scorer: fsdp.ResponseScorer, batch: TokenBatch) -> Tensor:
+        """Tempered logits [B, T, V] of the responses."""
+        self.tokens_forwarded += batch.input_ids.numel()
+        logits: Tensor = scorer(batch, self.loss.temperature)
+        return logits
+
+    def weights(self) -> dict[str, Tensor]:
+        """The student's whole weights by name, on rank 0; nothing on the others. A collective: all ranks call it."""
+        gathered = fsdp.full_weights(self.student)
+        if self.rank:
+            for _ in gathered:
+                pass
+            return {}
+        return dict(gathered)
+
+    def save(self, folder: str) -> None:
+        """Writes the student in Hugging Face form on rank 0. A collective: all ranks call it."""
+        weights = self.weights()
+        if not self.rank:
+            checkpoint.save_hf(self.student.model, weights, self.model_path, folder)
