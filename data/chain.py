@@ -82,9 +82,12 @@ class Problem:
         left = (self.operands[0], *results)
         return tuple(zip(self.operators, left, self.operands[1:], strict=False))
 
-    def response(self, results: tuple[int, ...]) -> str:
-        """The chain that writes `results` ([steps], digits), such as `7 + 5 = 2 ; 2 * 3 = 6`."""
-        steps = zip(self.keys(results), results, strict=True)
+    def response(self, results: tuple[int, ...], carried: tuple[int, ...] | None = None) -> str:
+        """The chain that writes `results` ([steps], digits), such as `7 + 5 = 2 ; 2 * 3 = 6`.
+
+        With `carried`, each step takes over the result of that attempt as its left operand, not its own.
+        """
+        steps = zip(self.keys(results if carried is None else carried), results, strict=True)
         return " ; ".join(f"{a} {operator} {b} = {result}" for (operator, a, b), result in steps)
 
 
@@ -101,8 +104,7 @@ def true_result(operator: str, a: int, b: int) -> int:
 
 
 def mistakes_of(operator: str, a: int, b: int) -> list[int]:
-    """The wrong results that a beginner may come to, sorted: off by one, another operator, operands
-    swapped."""
+    """The wrong results of a beginner, sorted: off by one, another operator, operands swapped."""
     true = true_result(operator, a, b)
     others = {true_result(other, a, b) for other in OPERATORS} | {(b - a) % MODULUS, true + 1, true - 1}
     return sorted({value % MODULUS for value in others} - {true})
@@ -112,10 +114,7 @@ def build_table() -> dict[Key, Entry]:
     """The task's 300 entries, always the same."""
     rng = random.Random(TABLE_SEED)
     keys = [(operator, a, b) for operator in OPERATORS for a in range(MODULUS) for b in range(MODULUS)]
-    return {
-        key: Entry(true_result(*key), rng.choice(mistakes_of(*key)), rng.uniform(*PRIOR_RANGE))
-        for key in keys
-    }
+    return {key: Entry(true_result(*key), rng.choice(mistakes_of(*key)), rng.uniform(*PRIOR_RANGE)) for key in keys}
 
 
 TABLE: Mapping[Key, Entry] = build_table()
@@ -164,8 +163,7 @@ def sample_problem(rng: random.Random, steps: int = STEPS) -> Problem:
 
 
 class World(dict[Key, int]):
-    """A world in which either candidate of an entry may be the right one; drawn with the entry's prior when
-    looked up."""
+    """Which candidate of an entry is the right one, drawn with the entry's prior when it is looked up."""
 
     def __init__(self, rng: random.Random) -> None:
         """An undrawn world that takes its draws from `rng`."""
@@ -213,33 +211,23 @@ def row(problem: Problem, split: str, index: int) -> dict[str, Any]:
 
 
 def build_splits(train: int, test: int, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Rows by split. The held-out prompts are drawn first, so that they do not depend on the number of train
-    rows."""
+    """Rows by split. The held-out prompts are drawn first and do not depend on the number of the others."""
     problems = distinct_problems(test + train, seed)
     parts = {"test": problems[:test], "train": problems[test:]}
-    return {
-        split: [row(problem, split, index) for index, problem in enumerate(part)]
-        for split, part in parts.items()
-    }
+    return {split: [row(problem, split, index) for index, problem in enumerate(part)] for split, part in parts.items()}
 
 
 def write_splits(output: Path, train: int, test: int, seed: int) -> None:
     """Writes `train.parquet` and `test.parquet` under `output`; the same arguments give the same rows."""
     output.mkdir(parents=True, exist_ok=True)
     for split, rows in build_splits(train, test, seed).items():
-        pq.write_table(
-            pa.Table.from_pylist(rows, schema=SCHEMA), output / f"{split}.parquet", compression="zstd"
-        )
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), output / f"{split}.parquet", compression="zstd")
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for train.parquet and test.parquet"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for train.parquet and test.parquet")
     parser.add_argument("--train", type=int, default=512, help="number of training prompts")
     parser.add_argument("--test", type=int, default=96, help="number of held-out prompts")
     parser.add_argument("--seed", type=int, default=0, help="draws the prompts")

@@ -1,9 +1,7 @@
-"""Examples for the warm start of the `chain` task: what a student and a teacher read, and what they should
-write next.
+"""Examples for the warm start of `chain`: what a student and a teacher read, and what they should write next.
 
 Each example lives in a world of its own, in which the right candidate of every entry is drawn anew. A teacher
-can therefore only be better than the student by reading its peers; the weights cannot know which candidate is
-true.
+can therefore only be better than the student by reading its peers; the weights cannot know the true candidate.
 
 Most teachers read a flawed rollout of the student, as they do in training, and the label of each token is the
 right one *after what was really written*: a result is that of the operands before it, also off the peers'
@@ -14,7 +12,6 @@ student worse.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from chain import Problem, World, follow, sample_problem, sample_results
@@ -27,15 +24,13 @@ SETTINGS = ContextSettings()
 GROUP_SIZE = 8
 """Attempts from which the peers of an example are taken."""
 COMPETENCE_RANGE = (0.0, 0.6)
-"""Peers answer as their world does with a probability from this range, so that stronger students are read as
-well."""
+"""Peers answer as their world does with a probability from this range: stronger students are read as well."""
 FLAWED_SHARE = 0.85
 """Share of teacher examples that read a flawed attempt of the student; the others read the right chain."""
 DISTINCT_SHARE = 0.5
 """Share of two-success examples whose two texts must differ; in training they always do."""
 
 Results = tuple[int, ...]
-Pick = Callable[[list[Results], list[Results]], Peers | None]
 
 
 @dataclass(frozen=True)
@@ -101,12 +96,6 @@ def choose_peers(
     )
 
 
-def chain_with(problem: Problem, written: Results, results: Results) -> str:
-    """The chain that writes the operands of `written` and the results of `results`."""
-    steps = zip(problem.keys(written), results, strict=False)
-    return " ; ".join(f"{a} {operator} {b} = {result}" for (operator, a, b), result in steps)
-
-
 def student_example(rng: random.Random) -> Example:
     """A sample of the prior without any context: nothing says which candidate is right."""
     problem = sample_problem(rng)
@@ -135,7 +124,7 @@ def teacher_example(mode: Mode, rng: random.Random) -> Example:
     labels = tuple(world[key] for key in problem.keys(written[:-1]))
     question = f"{START}user\n{problem.text}"
     context = teacher_prompt(problem, peers)[len(question) :]
-    return Example(question, context, problem.response(written), chain_with(problem, written, labels))
+    return Example(question, context, problem.response(written), problem.response(labels, written))
 
 
 def draw_example(mode: Mode, rng: random.Random) -> Example:

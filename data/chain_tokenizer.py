@@ -1,5 +1,4 @@
-"""The tokenizer of the embedded model: byte-level BPE whose merges are learnt from the `chain` task's own
-texts.
+"""The embedded model's tokenizer: byte-level BPE whose merges are learnt from the `chain` task's own texts.
 
 Bytes are the alphabet, so any text can be encoded and comes back exactly. A run of words is one piece, so
 that a phrase of the published teacher templates ends up as one token; a digit or an operator is always a
@@ -58,8 +57,7 @@ class _Blank(dict[str, str]):
 
 
 def learn_merges(words: Counter[Word]) -> list[tuple[str, str]]:
-    """Byte-pair merges until every word is one token: the most frequent pair first, ties in alphabetical
-    order."""
+    """Byte-pair merges until every word is one token: the most frequent pair first, ties by alphabet."""
     merges: list[tuple[str, str]] = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -98,15 +96,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     words = Counter(tuple(piece) for text in corpus() for piece, _ in split.pre_tokenize_str(text))
     merges = learn_merges(words)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {
-        token: index for index, token in enumerate(dict.fromkeys([*alphabet, *map("".join, merges)]))
-    }
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*alphabet, *map("".join, merges)]))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = split
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in (PAD, START, END)]
-    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (PAD, START, END)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,

@@ -46,9 +46,7 @@ class BadInput(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description="Converts train.json and test.json to parquet.")
-    parser.add_argument(
-        "--data_source", type=Path, required=True, help="folder with train.json and test.json"
-    )
+    parser.add_argument("--data_source", type=Path, required=True, help="folder with train.json and test.json")
     parser.add_argument("--output", type=Path, help="folder for the parquet files; default: the same")
     arguments = parser.parse_args(argv)
     output: Path = arguments.output or arguments.data_source
@@ -143,9 +141,7 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
     try:
         value, end = json.JSONDecoder().raw_decode(text, position)
     except json.JSONDecodeError as error:
-        return ValueError(f"{error.msg} at character {error.pos - text.rfind(chr(10), 0, error.pos)}"), len(
-            text
-        )
+        return ValueError(f"{error.msg} at character {error.pos - text.rfind(chr(10), 0, error.pos)}"), len(text)
     except (ValueError, RecursionError) as error:  # a number too long to read, or too many brackets
         return ValueError(str(error)), len(text)
     return value, _skip(text, end)

@@ -1,5 +1,4 @@
-"""Makes the embedded model: a tiny Qwen3 that knows the form of the `chain` task, but not which results are
-true.
+"""Makes the embedded model: a tiny Qwen3 that knows the form of `chain`, but not which results are true.
 
     python data/warm_start.py --output datasets/chain/model --seed 0
 
@@ -51,8 +50,7 @@ class Recipe:
     warmup: int = 50
     """Steps."""
     context_weight: float = 0.5
-    """Weight of the peers' own tokens: it is what teaches the table of candidates, and reading by key,
-    early."""
+    """Weight of the peers' own tokens, which teach the table of candidates, and reading by key, early."""
     clip: float = 1.0
 
 
@@ -88,8 +86,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, context_weight: float) -> Batch:
-    """Inputs, next-token targets and their weights: nothing on the question, `context_weight` on the peers,
-    else 1."""
+    """Inputs, next-token targets and weights: 0 on the question, `context_weight` on the peers, else 1."""
     prompts = [example.question + example.context for example in examples]
     read = tokenizer([p + e.read + END for p, e in zip(prompts, examples, strict=True)])["input_ids"]
     right = tokenizer([p + e.right + END for p, e in zip(prompts, examples, strict=True)])["input_ids"]
@@ -127,9 +124,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
     progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (
-        recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * progress))
-    )
+    return recipe.learning_rate * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def weighted_loss(model: Qwen3ForCausalLM, batch: Batch) -> Tensor:
@@ -142,9 +137,7 @@ def weighted_loss(model: Qwen3ForCausalLM, batch: Batch) -> Tensor:
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> None:
     """Trains `model` in place."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     begun = time.process_time()
     for step in range(recipe.steps):
@@ -153,7 +146,7 @@ def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: R
         losses = []
         for batch in batches:
             loss = weighted_loss(model, batch) / total
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             losses.append(float(loss.detach()) * total / float(batch.weights_B_T.sum()))
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for group in optimizer.param_groups:
@@ -188,9 +181,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
 
 def main() -> int:
     """The command; 0 when the acceptance figures hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
     parser.add_argument("--seed", type=int, default=0, help="draws the initial weights and the examples")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="length of the schedule")

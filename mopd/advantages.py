@@ -12,9 +12,7 @@ from mopd.divergence import wide
 STD_EPSILON = 1e-6
 
 
-def group_relative(
-    rewards: Tensor, group_ids: Tensor | Sequence[Hashable], *, normalize_by_std: bool
-) -> Tensor:
+def group_relative(rewards: Tensor, group_ids: Tensor | Sequence[Hashable], *, normalize_by_std: bool) -> Tensor:
     """How much better each rollout did than its siblings: the reward minus the mean of its group.
 
     Args:

@@ -62,12 +62,8 @@ class ContextSettings:
     )
     solution_template: str = "\nCorrect solution:\n\n{successful_previous_attempt}"
     another_solution_template: str = "\nAnother successful solution:\n\n{another_successful_attempt}"
-    failure_solution_template: str = (
-        "\nA known failed solution (avoid repeating this mistake):\n\n{failed_attempt}"
-    )
-    feedback_template: str = (
-        "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
-    )
+    failure_solution_template: str = "\nA known failed solution (avoid repeating this mistake):\n\n{failed_attempt}"
+    feedback_template: str = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
 
     def __post_init__(self) -> None:
         """Refuses what could not be shown as asked."""
@@ -121,7 +117,7 @@ def strip_thinking(text: str) -> str:
     head, close, tail = text.rpartition("</think>")
     rest = tail.lstrip()
     # Nothing can match beyond the last close, and searching there takes time quadratic in the opened blocks.
-    return THINKING.sub("", head + close + tail[: len(tail) - len(rest)]) + rest if close else text
+    return THINKING.sub("", head + close + tail[: len(tail) - len(rest)]) + rest
 
 
 def displayed(text: str, settings: ContextSettings) -> str:
@@ -171,17 +167,13 @@ def _fill(shown: Peers, settings: ContextSettings) -> dict[str, str]:
     return {
         "solution": section(settings.solution_template, "successful_previous_attempt", shown.primary),
         "solution_summaries": "".join(shown.summaries),
-        "another_solution": section(
-            settings.another_solution_template, "another_successful_attempt", shown.another
-        ),
+        "another_solution": section(settings.another_solution_template, "another_successful_attempt", shown.another),
         "failure": section(settings.failure_solution_template, "failed_attempt", shown.failure),
         "feedback": section(settings.feedback_template, "feedback_raw", shown.feedback),
     }
 
 
-def teacher_messages(
-    prompt_messages: Sequence[Message], peers: Peers, settings: ContextSettings
-) -> list[Message]:
+def teacher_messages(prompt_messages: Sequence[Message], peers: Peers, settings: ContextSettings) -> list[Message]:
     """The conversation that the teacher sees: earlier turns verbatim, the last user message re-prompted.
 
     Without a single filled section the conversation comes back as it was.

@@ -88,9 +88,7 @@ def captured_mass(
     return student_mass, teacher_mass
 
 
-def support_ids(
-    student_logits: Tensor, teacher_logits: Tensor, topk: int, support: Support = "student"
-) -> Tensor:
+def support_ids(student_logits: Tensor, teacher_logits: Tensor, topk: int, support: Support = "student") -> Tensor:
     """The vocabulary entries to compare, `[..., K]` ids, ascending.
 
     The union has `[..., 2K]`: an id that both choose appears twice in a row (`topk_logprobs` counts it once).
@@ -150,9 +148,7 @@ def generalized_jsd(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: f
         return kl(teacher_logprobs, student_logprobs)
     if alpha == 1.0:
         return kl(student_logprobs, teacher_logprobs)
-    mixture_logprobs = torch.logaddexp(
-        student_logprobs + math.log1p(-alpha), teacher_logprobs + math.log(alpha)
-    )
+    mixture_logprobs = torch.logaddexp(student_logprobs + math.log1p(-alpha), teacher_logprobs + math.log(alpha))
     from_student = kl(student_logprobs, mixture_logprobs)
     from_teacher = kl(teacher_logprobs, mixture_logprobs)
     return (1.0 - alpha) * from_student + alpha * from_teacher

@@ -73,10 +73,10 @@ def distillation_loss(
         logprobs_B_T = token_logprobs(student_logits.detach(), tokens.where(mask_B_T, 0))
         old_B_T = logprobs_B_T if old_logprobs is None else old_logprobs
         _shaped("old_logprobs", old_B_T, mask_B_T.shape)
-        values_B_T = values_B_T * truncated_weights(logprobs_B_T, old_B_T, is_clip).where(mask_B_T, 0.0)
+        values_B_T = values_B_T * truncated_weights(logprobs_B_T, old_B_T, is_clip)
     if importance_weights is not None:
         weights_B_T = _shaped("importance_weights", importance_weights, mask_B_T.shape)
-        values_B_T = values_B_T * weights_B_T.detach().where(mask_B_T, 0.0)
+        values_B_T = values_B_T * weights_B_T.detach()
     if step_ids is not None:
         values_B_T = step_means(values_B_T, step_ids, mask_B_T)
     return aggregate(values_B_T, mask_B_T, aggregation, denominator)
@@ -114,26 +114,23 @@ def policy_gradient_loss(
     Returns: a scalar; 0, with zero gradient, if all is masked. Raises ValueError on a wrong shape or range.
     """
     if not (0.0 <= clip_ratio_low <= 1.0 and clip_ratio_high >= 0.0):
-        raise ValueError(
-            f"clip ratios {clip_ratio_low!r}, {clip_ratio_high!r}: need 0 <= low <= 1 and high >= 0"
-        )
+        raise ValueError(f"clip ratios {clip_ratio_low!r}, {clip_ratio_high!r}: need 0 <= low <= 1 and high >= 0")
     if not clip_ratio_c > 1.0:
         raise ValueError(f"clip_ratio_c is {clip_ratio_c!r}; it must exceed 1")
     shape = _shaped("logprobs", logprobs, response_mask.shape).shape
     mask_B_T = _loss_mask(logprobs, response_mask)
-    old_B_T = _shaped("old_logprobs", old_logprobs, shape).detach()
     per_token = advantages[:, None].expand(shape) if advantages.shape == shape[:1] else advantages
-    advantages_B_T = _shaped("advantages", per_token, shape).detach().where(mask_B_T, 0.0)
+    advantages_N = _shaped("advantages", per_token, shape)[mask_B_T].detach()
+    old_logprobs_N = _shaped("old_logprobs", old_logprobs, shape)[mask_B_T].detach()
 
-    ratio_B_T = ratio(logprobs.where(mask_B_T, 0.0), old_B_T.where(mask_B_T, 0.0))
-    clipped_B_T = ratio_B_T.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
-    values_B_T = torch.maximum(-advantages_B_T * ratio_B_T, -advantages_B_T * clipped_B_T)
-    bounded_B_T = torch.minimum(values_B_T, -clip_ratio_c * advantages_B_T)
-    values_B_T = torch.where(advantages_B_T < 0.0, bounded_B_T, values_B_T)
+    ratio_N = ratio(logprobs[mask_B_T], old_logprobs_N)
+    clipped_N = ratio_N.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
+    values_N = torch.maximum(-advantages_N * ratio_N, -advantages_N * clipped_N)
+    bounded_N = torch.minimum(values_N, -clip_ratio_c * advantages_N)
+    values_N = torch.where(advantages_N < 0.0, bounded_N, values_N)
     if importance_weights is not None:
-        weights_B_T = _shaped("importance_weights", importance_weights, shape)
-        values_B_T = values_B_T * weights_B_T.detach().where(mask_B_T, 0.0)
-    return aggregate(values_B_T, mask_B_T, aggregation, denominator)
+        values_N = values_N * _shaped("importance_weights", importance_weights, shape)[mask_B_T].detach()
+    return aggregate(_placed(values_N, mask_B_T), mask_B_T, aggregation, denominator)
 
 
 def aggregate(
@@ -196,7 +193,7 @@ def token_divergence(
     values_N = divergence(
         student_logits[mask_B_T], teacher_logits[mask_B_T], alpha=alpha, topk=topk, tail=tail, support=support
     )
-    return values_N.new_zeros(mask_B_T.shape).masked_scatter(mask_B_T, values_N)
+    return _placed(values_N, mask_B_T)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -217,7 +214,7 @@ def step_means(values_B_T: Tensor, step_ids: Tensor, mask_B_T: Tensor) -> Tensor
     steps_N_2 = torch.stack([rows_N, step_ids[belongs_B_T]], dim=-1)
     _, step_N, sizes = torch.unique(steps_N_2, dim=0, return_inverse=True, return_counts=True)
     sums = values_B_T.new_zeros(len(sizes)).index_add(0, step_N, values_B_T[belongs_B_T])
-    return torch.zeros_like(values_B_T).masked_scatter(belongs_B_T, (sums / sizes)[step_N])
+    return _placed((sums / sizes)[step_N], belongs_B_T)
 
 
 def _loss_mask(
@@ -233,6 +230,11 @@ def _loss_mask(
     if step_ids is not None:
         mask_B_T = mask_B_T & (_shaped("step_ids", step_ids, mask_B_T.shape) >= 0)
     return mask_B_T
+
+
+def _placed(values_N: Tensor, mask_B_T: Tensor) -> Tensor:
+    """The values of the N unmasked tokens in their places, 0 elsewhere, `[B, T]`."""
+    return values_N.new_zeros(mask_B_T.shape).masked_scatter(mask_B_T, values_N)
 
 
 def _shaped(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:

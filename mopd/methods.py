@@ -42,9 +42,7 @@ def advantages_N(groups: Sequence[Group], *, normalize_by_std: bool) -> FloatArr
         float("nan") if outcome.reward is None else outcome.reward for group in groups for outcome in group.outcomes
     ]
     group_ids = [number for number, group in enumerate(groups) for _ in group.outcomes]
-    relative = group_relative(
-        torch.tensor(rewards), torch.tensor(group_ids), normalize_by_std=normalize_by_std
-    )
+    relative = group_relative(torch.tensor(rewards), torch.tensor(group_ids), normalize_by_std=normalize_by_std)
     array: FloatArray = relative.numpy().astype(np.float32)
     return array
 

@@ -115,9 +115,7 @@ def _peers_of(
         another=texts.get("another"),
         failure=texts.get("failure"),
         feedback=_own_feedback(group.outcomes[own]) if settings.include_environment_feedback else None,
-        choices=tuple(
-            PeerChoice(slot, rollout.rollout_id, reason) for slot, (rollout, reason) in picked.items()
-        ),
+        choices=tuple(PeerChoice(slot, rollout.rollout_id, reason) for slot, (rollout, reason) in picked.items()),
         fallbacks=tuple(f"{slot}: {cause}" for slot, wanted, pick, _, cause in slots if wanted and not pick),
     )
 
@@ -135,9 +133,7 @@ def _own_feedback(outcome: Outcome) -> str | None:
     return outcome.feedback if outcome.status == "wrong" and outcome.feedback.strip() else None
 
 
-def peer_metrics(
-    views: Sequence[View], groups: Sequence[Group], *, threshold: float = 1.0
-) -> dict[str, float]:
+def peer_metrics(views: Sequence[View], groups: Sequence[Group], *, threshold: float = 1.0) -> dict[str, float]:
     """What the teachers of a step are shown, as fractions of its rollouts (the first one: of its groups).
 
     Only what a usable view really shows is counted; feedback is available where the verifier gave a failed
@@ -152,9 +148,7 @@ def peer_metrics(
     """
     outcomes = [outcome for group in groups for outcome in group.outcomes]
     if len(outcomes) != len(views):
-        raise ValueError(
-            f"one view per rollout is wanted; got {len(views)} views of {len(outcomes)} outcomes"
-        )
+        raise ValueError(f"one view per rollout is wanted; got {len(views)} views of {len(outcomes)} outcomes")
     shown = [view.peers if view.usable else Peers() for view in views]
     counts: dict[str, Iterator[bool]] = {
         "success_group": (any(verdict(outcome, threshold) for outcome in group.outcomes) for group in groups),

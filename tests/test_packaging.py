@@ -80,9 +80,7 @@ def test_every_import_is_a_declared_dependency():
 
 
 def test_an_undeclared_import_would_be_noticed():
-    source = house.Source(
-        "mopd/a.py", "import os\ndef f():\n    import scipy.stats\n    from mopd import types"
-    )
+    source = house.Source("mopd/a.py", "import os\ndef f():\n    import scipy.stats\n    from mopd import types")
     assert list(third_party(source, set())) == [(3, "scipy")]
 
 

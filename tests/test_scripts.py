@@ -12,9 +12,7 @@ import pytest
 from tests import house
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = [
-    name for name in house.project_files(ROOT) if name.endswith(".sh") or name in {".ci/run", ".ci/tool"}
-]
+SCRIPTS = [name for name in house.project_files(ROOT) if name.endswith(".sh") or name in {".ci/run", ".ci/tool"}]
 RUNS = [name for name in SCRIPTS if name.startswith("run_") and name != "run_tests.sh"]
 TOOLS = ["bash", "cat", "cp", "dirname", "flock", "grep", "ln", "mkdir", "rm", "sed", "sha256sum"]
 TOOLS += ["sleep", "tail", "xargs"]
@@ -88,9 +86,7 @@ def call(project, *command, **more):
 
 
 def test_shellcheck_finds_nothing():
-    program = shutil.which(
-        "shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    )
+    program = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert program, "shellcheck is not installed: pip install -r requirements-dev.txt"
     found = subprocess.run([program, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
@@ -264,9 +260,7 @@ def test_what_is_selected(project, arguments, selection):
 
 
 def test_a_cluster_without_tests_fails(project):
-    write_python(
-        project[1] / "python3", SATISFIED.replace("printf", '[[ "$*" != *collect-only* ]] || exit 5; printf')
-    )
+    write_python(project[1] / "python3", SATISFIED.replace("printf", '[[ "$*" != *collect-only* ]] || exit 5; printf'))
     code, out, err = call(project, "run_tests.sh", "--cluster")
     assert (code, out) == (1, "")
     assert "no test in tests/ has the mark 'cluster'" in err

@@ -22,6 +22,7 @@ from trainer.workers.sampler import SamplerWorker
 from trainer.workers.sampler_types import SamplingSettings
 from trainer.workers.verifier import VerifierWorker
 
+
 def context_settings(config: Config) -> ContextSettings | None:
     """The published switches and templates; None for a method without a teacher."""
     distill = config.actor_rollout_ref.actor.self_distillation
@@ -77,7 +78,11 @@ def worker_environment(device: str, offline: bool) -> dict[str, str]:
         common["HF_HUB_OFFLINE"] = "1"
     if device == "cpu":
         # One thread: results do not depend on the machine, and no barrier spins while another phase works.
-        common |= {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        common |= {
+            "OMP_NUM_THREADS": "1",
+            "TORCH_COMPILE_DISABLE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
     return common
 
 
@@ -150,7 +155,10 @@ def build_parts(
 ) -> Parts:
     """Puts the parts of a run together."""
     policy, sampler, verifier = services
-    distill, val = config.actor_rollout_ref.actor.self_distillation, config.actor_rollout_ref.rollout.val_kwargs
+    distill, val = (
+        config.actor_rollout_ref.actor.self_distillation,
+        config.actor_rollout_ref.rollout.val_kwargs,
+    )
     contexts = ContextBuilder(
         settings=context_settings(config),
         renderer=renderer,
@@ -177,9 +185,7 @@ def build_parts(
     )
     return Parts(
         sizes=sizes,
-        sampling=SamplingSettings(
-            config.actor_rollout_ref.rollout.temperature, 1.0, config.data.max_response_length
-        ),
+        sampling=SamplingSettings(config.actor_rollout_ref.rollout.temperature, 1.0, config.data.max_response_length),
         method=METHODS[config.actor_rollout_ref.actor.policy_loss.loss_mode],
         prompts=train,
         sampler=sampler,

@@ -14,8 +14,8 @@ if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
-import ray  # noqa: E402
-from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
+import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 log = logging.getLogger("mopd")
 
@@ -94,7 +94,13 @@ def wait(references: Sequence[Any], doing: str, deadline_s: float) -> None:
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=min(left, SPEAK_EVERY_S))
         if pending:
             waited = time.monotonic() - started
-            log.info("still %s: %d of %d answers missing after %.0f s", doing, len(pending), len(references), waited)
+            log.info(
+                "still %s: %d of %d answers missing after %.0f s",
+                doing,
+                len(pending),
+                len(references),
+                waited,
+            )
             fail_early(references, pending, doing)
 
 

@@ -1,12 +1,13 @@
 """Forward passes of the actor: only response positions reach the vocabulary.
 
-    L  tokens of prompt and response, padded on the right        T  response tokens, padded
+L  tokens of prompt and response, padded on the right        T  response tokens, padded
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,9 +59,9 @@ def padded(arrays: Sequence[FloatArray], like: Tensor) -> Tensor:
 class ResponseScorer(nn.Module):
     """A causal language model that projects the hidden states of response positions only."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, batch: TokenBatch, temperature: float) -> Tensor:
         """Logits [B, T, V] in fp32, divided by `temperature`."""

@@ -1,12 +1,12 @@
 """The algorithm, a turn per phase (arXiv 2605.12652, section 3).
 
-    for every step:
-        sample    8 attempts at every prompt, by the student
-        verify    each attempt
-        context   re-prompt the teacher with peers of the same group
-        learn     move the student towards the teacher on the student's own tokens; then the teacher follows
-        publish   the new weights to the sampler
-        remember  what happened, and now and then how good the student has become
+for every step:
+    sample    8 attempts at every prompt, by the student
+    verify    each attempt
+    context   re-prompt the teacher with peers of the same group
+    learn     move the student towards the teacher on the student's own tokens; then the teacher follows
+    publish   the new weights to the sampler
+    remember  what happened, and now and then how good the student has become
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class LossSettings:
 
     kind: Literal["distillation", "policy_gradient"]
     temperature: float
-    aggregation: str
+    aggregation: losses.Aggregation
     alpha: float
     topk: int | None
     tail: Literal["bucket", "renormalize"]

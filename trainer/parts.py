@@ -10,7 +10,6 @@ import numpy as np
 from mopd.methods import Method, token_streams
 from mopd.peers import peer_metrics
 from mopd.types import FloatArray, Group
-from trainer.config.schema import Config
 from trainer.contexts import Context, ContextBuilder
 from trainer.packing import Sample
 from trainer.prompts import PromptSet, batch_at
@@ -70,9 +69,7 @@ class Parts:
     def sample(self, step: int) -> tuple[Group, ...]:
         """The step's prompts, each with its group of rollouts."""
         sizes = self.sizes
-        rows = batch_at(
-            step, rows=len(self.prompts), batch_size=sizes.prompts, shuffle=sizes.shuffle, seed=sizes.seed
-        )
+        rows = batch_at(step, rows=len(self.prompts), batch_size=sizes.prompts, shuffle=sizes.shuffle, seed=sizes.seed)
         asked = [
             Asked(f"{step}-{number}", self.prompts.prompts[row], self.prompts.prompt_ids[row])
             for number, row in enumerate(rows)
@@ -84,10 +81,15 @@ class Parts:
         views = [context.view for context in contexts] if self.method.uses_views else None
         streams = token_streams(self.method, groups, views, normalize_by_std=self.sizes.normalize_by_std)
         samples = [
-            Sample(index, group.prompt_ids, rollout.token_ids, rollout.logprobs, contexts[index].prompt_ids, stream)
-            for index, ((group, rollout, _), stream) in enumerate(
-                zip(every_rollout(groups), streams, strict=True)
+            Sample(
+                index,
+                group.prompt_ids,
+                rollout.token_ids,
+                rollout.logprobs,
+                contexts[index].prompt_ids,
+                stream,
             )
+            for index, ((group, rollout, _), stream) in enumerate(zip(every_rollout(groups), streams, strict=True))
         ]
         record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
         metrics, divergences = self.policy.update(samples, step, record)

@@ -129,7 +129,10 @@ def read_rows(path: str, key: str) -> list[dict[str, Any]]:
     missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
         raise BadInputError(
-            [f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}; {how_to_make(file)}"]
+            [
+                f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}; "
+                f"{how_to_make(file)}"
+            ]
         )
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

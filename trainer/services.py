@@ -52,8 +52,7 @@ class Sampling:
         reference = self.worker.sample.remote(requests, settings)
         [(version, responses)] = cluster.gather([reference], "sampling rollouts", self.deadline_s)
         return tuple(
-            group_of(item, responses[position * n : (position + 1) * n], version)
-            for position, item in enumerate(asked)
+            group_of(item, responses[position * n : (position + 1) * n], version) for position, item in enumerate(asked)
         )
 
     def load(self, weights: Any, version: int) -> None:
@@ -175,5 +174,3 @@ class Policy:
         """Writes the student to `folder` in Hugging Face form."""
         references = [worker.save.remote(folder) for worker in self.workers]
         cluster.gather(references, f"saving {folder}", self.deadline_s)
-
-

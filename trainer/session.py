@@ -1,4 +1,4 @@
-"""One run from validated configuration to final table: inputs read and refused, workers started, stopped for certain."""
+"""One run from validated configuration to final table: inputs refused or read, workers started, and always stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -149,7 +149,10 @@ def convert_beside(file: Path) -> None:
     if file.exists() or not file.with_suffix(".json").is_file() or not script.is_file():
         return
     done = subprocess.run(
-        [sys.executable, str(script), "--data_source", str(file.parent)], capture_output=True, text=True, check=False
+        [sys.executable, str(script), "--data_source", str(file.parent)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise BadInputError([line.strip() for line in done.stderr.splitlines() if line.strip()])
@@ -227,7 +230,9 @@ def prepare(folders: Folders, resolved: Resolved, config_name: str) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         (folders.output / "config.yaml").write_text(f"# method: {config_name}\n{as_yaml(resolved.tree)}")
     except OSError as error:
-        raise BadInputError([f"{error.filename}: cannot be written ({error.strerror}); name another OUTPUT_DIR"]) from None
+        raise BadInputError(
+            [f"{error.filename}: cannot be written ({error.strerror}); name another OUTPUT_DIR"]
+        ) from None
     link = Path("rollouts") / folders.output.name
     link.parent.mkdir(exist_ok=True)
     if link.is_symlink():
@@ -241,12 +246,15 @@ def write_manifest(
 ) -> None:
     """What ran where: versions as the running workers report them, seed, commit, machine, folders."""
     commit = subprocess.run(
-        ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     parameters = versions.pop("parameters")
     manifest = {
         "method": config_name,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "mopd": mopd.__version__,
             **versions,

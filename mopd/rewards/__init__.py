@@ -19,9 +19,7 @@ VERIFIERS: dict[str, Verifier] = {
 }
 
 
-def verify(
-    data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None
-) -> Outcome:
+def verify(data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None) -> Outcome:
     """The verdict on `response`, of which only what follows the last `</think>` counts.
 
     A verifier that breaks or cannot read the ground truth has not found the response wrong: the outcome is
@@ -45,9 +43,7 @@ def verify(
     except Exception as error:
         return Outcome.unknown(f"the {data_source} verifier failed: {type(error).__name__}: {error}")
     if not finite:
-        return Outcome.unknown(
-            f"the {data_source} verifier gave a reward of {outcome.reward}, which is not finite"
-        )
+        return Outcome.unknown(f"the {data_source} verifier gave a reward of {outcome.reward}, which is not finite")
     return outcome
 
 

@@ -14,8 +14,7 @@ STEP = re.compile(r"([0-9]) [-+*] ([0-9]) = ([0-9])")
 
 
 def read_truth(ground_truth: str) -> tuple[int, int]:
-    """The number of steps and the last result that `ground_truth`, such as `{"steps": 3, "value": 8}`, asks
-    for.
+    """The number of steps and the last result that `{"steps": 3, "value": 8}` asks for.
 
     Raises:
         ValueError: it is not a JSON object with a positive `steps` and a digit as `value`.

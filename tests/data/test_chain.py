@@ -98,9 +98,7 @@ def test_another_seed_draws_other_prompts() -> None:
 
 def test_the_splits_share_no_prompt_and_repeat_none() -> None:
     texts = {
-        split: [
-            row["prompt"][0]["content"] for row in pq.read_table(SHIPPED / f"{split}.parquet").to_pylist()
-        ]
+        split: [row["prompt"][0]["content"] for row in pq.read_table(SHIPPED / f"{split}.parquet").to_pylist()]
         for split in ("train", "test")
     }
     assert [len(texts["train"]), len(texts["test"])] == [512, 96]
@@ -182,9 +180,7 @@ def test_the_chat_template_renders_roles_and_ignores_unknown_arguments(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": EXAMPLE.text}]
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     assert text == f"{START}system\ns{END}\n{START}user\n{EXAMPLE.text}{END}\n{START}assistant\n"
     assert render(EXAMPLE.text) == tokenizer.apply_chat_template(
         messages[1:], tokenize=False, add_generation_prompt=True
@@ -206,9 +202,7 @@ def test_the_labels_are_the_text_that_is_read_but_for_results(mode: Mode) -> Non
     differences = 0
     for _ in range(50):
         example = draw_example(mode, rng)
-        differs = {
-            i for i, pair in enumerate(zip(example.read, example.right, strict=True)) if pair[0] != pair[1]
-        }
+        differs = {i for i, pair in enumerate(zip(example.read, example.right, strict=True)) if pair[0] != pair[1]}
         assert differs <= {8, 20, 32}
         differences += len(differs)
         for word in (SETTINGS.solution_template, SETTINGS.another_solution_template):
@@ -232,17 +226,15 @@ def test_the_shipped_weights_are_small() -> None:
 def test_the_shipped_weights_are_accepted_on_a_small_sample(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    figures = acceptance(model, tokenizer, prompts=48, cases=60)
+    figures = acceptance(model, tokenizer, prompts=64)
     assert figures.problems(slack=0.06) == []
     assert figures.well_formed > 0.97
 
 
-def test_an_untrained_model_is_not_accepted(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_an_untrained_model_is_not_accepted(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
     torch.manual_seed(0)
     untrained = Qwen3ForCausalLM(model.config).eval()
-    assert acceptance(untrained, tokenizer, prompts=4, cases=4).problems(slack=0.06)
+    assert acceptance(untrained, tokenizer, prompts=4).problems(slack=0.06)
 
 
 def test_figures_without_any_position_are_a_problem() -> None:

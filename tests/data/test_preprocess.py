@@ -220,17 +220,13 @@ def test_a_broken_array_is_told_with_its_line(
 
 
 @pytest.mark.parametrize("empty", ["", "\n \n", "[]", " [ ]\n"])
-def test_a_file_without_records_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: str
-) -> None:
+def test_a_file_without_records_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: str) -> None:
     source = folder(tmp_path, empty)
     assert run("--data_source", source) == 2
     assert capsys.readouterr().err.startswith(f"{source / 'train.json'}: holds no record")
 
 
-def test_a_missing_folder_or_file_is_told_in_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_folder_or_file_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--data_source", tmp_path / "nowhere") == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2

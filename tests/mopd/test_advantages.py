@@ -32,17 +32,13 @@ def plain(rewards: list[float], groups: list[int], normalize: bool) -> list[floa
 @given(rows=REWARDS, normalize=st.booleans())
 def test_advantages_match_plain_arithmetic(rows: list[tuple[float, int]], normalize: bool) -> None:
     rewards, groups = [row[0] for row in rows], [row[1] for row in rows]
-    ours = group_relative(
-        torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups), normalize_by_std=normalize
-    )
+    ours = group_relative(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups), normalize_by_std=normalize)
     assert ours.tolist() == pytest.approx(plain(rewards, groups, normalize), rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_group_of_one_has_its_reward_as_advantage(normalize: bool) -> None:
-    advantages = group_relative(
-        torch.tensor([0.7, 1.0, 0.0]), torch.tensor([5, 3, 3]), normalize_by_std=normalize
-    )
+    advantages = group_relative(torch.tensor([0.7, 1.0, 0.0]), torch.tensor([5, 3, 3]), normalize_by_std=normalize)
     assert advantages[0].item() == pytest.approx(0.7, abs=1e-7)
     assert advantages[1].item() > 0 > advantages[2].item()
 

@@ -175,9 +175,7 @@ def test_a_view_keeps_only_what_it_shows() -> None:
         ("feedback_template", "{feedback_raw", "cannot be read"),
     ],
 )
-def test_a_template_that_cannot_be_filled_is_refused_by_its_key(
-    name: str, template: str, complaint: str
-) -> None:
+def test_a_template_that_cannot_be_filled_is_refused_by_its_key(name: str, template: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=f"{re.escape(KEY)}.{name}.*{complaint}"):
         ContextSettings(**{name: template})  # type: ignore[arg-type]
 
@@ -218,9 +216,7 @@ def fit(peers: Peers, limit: int, prompt: Sequence[Message] = QUESTION, **flags:
     return fit_view(prompt, peers, settings, limit=limit, length=length, shorten=shorten)
 
 
-responses = st.none() | st.lists(st.sampled_from(["word", " ", "\n", ".", "{x}", "</think>", "42"])).map(
-    "".join
-)
+responses = st.none() | st.lists(st.sampled_from(["word", " ", "\n", ".", "{x}", "</think>", "42"])).map("".join)
 anything = st.builds(
     Peers, primary=responses, another=responses, failure=responses, feedback=responses, summaries=st.just(())
 )
@@ -228,9 +224,7 @@ anything = st.builds(
 
 @examples(deadline=None)
 @given(anything, st.integers(0, 160), st.booleans())
-def test_a_fitted_view_fits_and_leaves_all_but_the_peers_whole(
-    peers: Peers, limit: int, feedback_too: bool
-) -> None:
+def test_a_fitted_view_fits_and_leaves_all_but_the_peers_whole(peers: Peers, limit: int, feedback_too: bool) -> None:
     settings = replace(SETTINGS, environment_feedback_only_without_solution=feedback_too)
     prompt: tuple[Message, ...] = ({"role": "system", "content": "Be  brief."}, *QUESTION)
     whole = build_view(prompt, peers, settings)
@@ -297,10 +291,27 @@ def test_the_longest_are_cut_first_and_little_is_wasted() -> None:
     assert 300 - 4 <= length(view.messages) <= 300
 
 
+def test_one_peer_beyond_the_limit_does_not_empty_the_others() -> None:
+    view = fit(Peers(primary="w " * 160, another="v " * 100, failure="u " * 90), 300)
+    shown = [view.peers.primary, view.peers.another, view.peers.failure]
+    assert len({len(tokens(text.removesuffix(CUT))) for text in shown}) == 1
+    assert 300 - 6 <= length(view.messages) <= 300
+
+
+@pytest.mark.parametrize("scale", [0, 10])
+def test_a_misleading_count_of_single_texts_never_costs_the_view(scale: int) -> None:
+    def misleading(messages: Sequence[Message]) -> int:
+        content = messages[-1]["content"]
+        return length(messages) if content.endswith(CLOSING) else scale * len(content)
+
+    peers = Peers(primary="w " * 50, another="v " * 50, failure="u " * 50 + ".")
+    view = fit_view(QUESTION, peers, SETTINGS, limit=105, length=misleading, shorten=shorten)
+    assert view.usable
+    assert length(view.messages) <= 105
+
+
 def test_feedback_shares_the_budget() -> None:
-    view = fit(
-        Peers(primary="w " * 200, feedback="f " * 200), 150, environment_feedback_only_without_solution=False
-    )
+    view = fit(Peers(primary="w " * 200, feedback="f " * 200), 150, environment_feedback_only_without_solution=False)
     assert view.peers.primary.endswith(CUT)
     assert view.peers.feedback.endswith(CUT)
     assert length(view.messages) <= 150

@@ -29,9 +29,7 @@ def plain_kl(p: list[float], q: list[float]) -> float:
     return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
 
-def plain(
-    student: list[float], teacher: list[float], alpha: float, k: int | None, tail: str, support: str
-) -> float:
+def plain(student: list[float], teacher: list[float], alpha: float, k: int | None, tail: str, support: str) -> float:
     """The divergence of one token, in plain Python: sets of ids, sums of probabilities, no log space."""
     s, t = probabilities(student), probabilities(teacher)
     if k is not None and k < len(s):
@@ -60,8 +58,7 @@ def test_value_matches_plain_arithmetic(alpha: float, topk: int | None, tail: st
     student, teacher = logits(5, 9, seed=1), logits(5, 9, seed=2)
     ours = divergence(student, teacher, alpha=alpha, topk=topk, tail=tail, support=support)
     expected = [
-        plain(s, t, alpha, topk, tail, support)
-        for s, t in zip(student.tolist(), teacher.tolist(), strict=True)
+        plain(s, t, alpha, topk, tail, support) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)
     ]
     assert ours.tolist() == pytest.approx(expected, abs=1e-12)
 
@@ -103,9 +100,7 @@ def test_gradient_has_its_closed_form(alpha: float) -> None:
 def test_gradcheck(alpha: float, tail: str, topk: int | None) -> None:
     teacher = logits(2, 8, seed=8)
     student = logits(2, 8, seed=7).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda z: divergence(z, teacher, alpha=alpha, topk=topk, tail=tail), (student,)
-    )
+    assert torch.autograd.gradcheck(lambda z: divergence(z, teacher, alpha=alpha, topk=topk, tail=tail), (student,))
 
 
 def test_alpha_zero_is_forward_kl_and_alpha_one_reverse() -> None:
@@ -264,9 +259,7 @@ def test_leading_shape_is_free() -> None:
     student, teacher = logits(2, 3, 4, 9, seed=26), logits(2, 3, 4, 9, seed=27)
     value = divergence(student, teacher, topk=3)
     assert value.shape == (2, 3, 4)
-    assert value[1, 2, 3].item() == pytest.approx(
-        divergence(student[1, 2, 3], teacher[1, 2, 3], topk=3).item()
-    )
+    assert value[1, 2, 3].item() == pytest.approx(divergence(student[1, 2, 3], teacher[1, 2, 3], topk=3).item())
 
 
 @pytest.mark.parametrize(

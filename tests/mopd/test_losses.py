@@ -42,9 +42,7 @@ def batch(seed: int = 0) -> dict[str, Any]:
 
 
 def plain_aggregate(values: list[list[float]], mask: list[list[float]], mode: str) -> float:
-    rows = [
-        [v for v, m in zip(row, flags, strict=True) if m] for row, flags in zip(values, mask, strict=True)
-    ]
+    rows = [[v for v, m in zip(row, flags, strict=True) if m] for row, flags in zip(values, mask, strict=True)]
     full = [row for row in rows if row]
     if not full:
         return 0.0
@@ -251,9 +249,7 @@ def test_token_logprobs_are_normalised_and_differentiable() -> None:
     expected = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     torch.testing.assert_close(token_logprobs(logits, tokens), expected)
     token_logprobs(logits, tokens).sum().backward()
-    torch.testing.assert_close(
-        logits.grad, torch.nn.functional.one_hot(tokens, 6) - logits.detach().softmax(-1)
-    )
+    torch.testing.assert_close(logits.grad, torch.nn.functional.one_hot(tokens, 6) - logits.detach().softmax(-1))
 
 
 def test_bfloat16_batch_is_close_to_float64() -> None:
@@ -284,9 +280,7 @@ def test_bfloat16_batch_is_close_to_float64() -> None:
         (0.0, 5.0, 0.0, 0.0),
     ],
 )
-def test_policy_gradient_clips_where_ppo_does(
-    advantage: float, ratio: float, cost: float, slope: float
-) -> None:
+def test_policy_gradient_clips_where_ppo_does(advantage: float, ratio: float, cost: float, slope: float) -> None:
     """`slope` is the derivative by the log-prob."""
     logprobs = torch.tensor([[math.log(ratio) - 1.0]], dtype=torch.float64, requires_grad=True)
     old, advantages = torch.tensor([[-1.0]]).double(), torch.tensor([[advantage]]).double()
@@ -322,18 +316,30 @@ def test_policy_gradient_on_policy_is_the_score_function_gradient() -> None:
     torch.testing.assert_close(logprobs.grad, -advantages[:, None] * MASK / MASK.sum())
 
 
-def test_policy_gradient_ignores_what_masked_tokens_hold() -> None:
+@pytest.mark.parametrize("fill", [math.nan, -math.inf, 0.0])
+def test_policy_gradient_ignores_what_masked_tokens_hold(fill: float) -> None:
     old, new, advantages = (normal(B, T, seed=seed) for seed in (1, 2, 3))
     clean = new.clone().requires_grad_()
     expected = policy_gradient_loss(clean, old, advantages, MASK, importance_weights=torch.ones(B, T))
     expected.backward()
     off = MASK == 0
-    dirty = new.masked_fill(off, -math.inf).requires_grad_()
-    nan = [tensor.masked_fill(off, math.nan) for tensor in (old, advantages, torch.ones(B, T))]
-    loss = policy_gradient_loss(dirty, nan[0], nan[1], MASK, importance_weights=nan[2])
+    dirty = new.masked_fill(off, fill).requires_grad_()
+    advantages, weights = (tensor.masked_fill(off, math.nan) for tensor in (advantages, torch.ones(B, T)))
+    loss = policy_gradient_loss(dirty, old.masked_fill(off, fill), advantages, MASK, importance_weights=weights)
     loss.backward()
     assert torch.equal(loss, expected)
     assert torch.equal(dirty.grad, clean.grad)
+
+
+def test_only_the_student_receives_gradient() -> None:
+    data = batch()
+    logprobs, old, weights, advantages = (normal(B, T, seed=seed).requires_grad_() for seed in (1, 2, 3, 4))
+    student, teacher = (data[name].requires_grad_() for name in ("student_logits", "teacher_logits"))
+    distillation_loss(**data, topk=4, old_logprobs=old, is_clip=2.0, importance_weights=weights).backward()
+    policy_gradient_loss(logprobs, old, advantages, MASK, importance_weights=weights).backward()
+    assert all(tensor.grad is None for tensor in (teacher, old, weights, advantages))
+    assert student.grad is not None
+    assert logprobs.grad is not None
 
 
 @pytest.mark.parametrize(

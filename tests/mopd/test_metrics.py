@@ -33,9 +33,7 @@ def test_pass_at_k_is_exact_where_floats_would_cancel() -> None:
     assert pass_at_k(10_000, 5_000, 100) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
-    ("n", "c", "k"), [(0, 0, 1), (8, -1, 1), (8, 9, 1), (8, 1, 0), (8, 1, 9), (-1, 0, 1)]
-)
+@pytest.mark.parametrize(("n", "c", "k"), [(0, 0, 1), (8, -1, 1), (8, 9, 1), (8, 1, 0), (8, 1, 9), (-1, 0, 1)])
 def test_impossible_counts_are_refused(n: int, c: int, k: int) -> None:
     with pytest.raises(ValueError, match=f"n={n}, c={c}, k={k}"):
         pass_at_k(n, c, k)

@@ -52,9 +52,7 @@ switches = st.builds(
 
 @examples(deadline=None)
 @given(verified, switches, st.integers(), st.sampled_from(sorted(POLICIES)))
-def test_every_choice_keeps_its_promises(
-    group: Group, settings: ContextSettings, seed: int, policy: str
-) -> None:
+def test_every_choice_keeps_its_promises(group: Group, settings: ContextSettings, seed: int, policy: str) -> None:
     everyone = choose_peers(group, settings, random.Random(seed), threshold=1.0, policy=policy)
     outcome_of = {r.rollout_id: o for r, o in zip(group.rollouts, group.outcomes, strict=True)}
     text_of = {rollout.rollout_id: rollout.text for rollout in group.rollouts}
@@ -236,9 +234,7 @@ def test_metrics_count_what_the_views_show() -> None:
 def test_metrics_do_not_count_what_did_not_fit() -> None:
     group = group_of([RIGHT, RIGHT, WRONG])
     views = [
-        fit_view(
-            PROMPT.messages, peers, SETTINGS, limit=1, length=lambda _: 2, shorten=lambda text, n: text[:n]
-        )
+        fit_view(PROMPT.messages, peers, SETTINGS, limit=1, length=lambda _: 2, shorten=lambda text, n: text[:n])
         for peers in choose(group)
     ]
     shown = peer_metrics(views, [group])
@@ -252,6 +248,12 @@ def test_metrics_do_not_count_what_did_not_fit() -> None:
         "reprompt_sample",
     ):
         assert shown[f"self_distillation/{name}_fraction"] == 0.0
+
+
+def test_peers_of_an_unusable_view_are_not_counted() -> None:
+    group = group_of([RIGHT])
+    metrics = peer_metrics([View(PROMPT.messages, False, Peers("P", "A", "F", "B"))], [group])
+    assert {name for name, value in metrics.items() if value} == {"self_distillation/success_group_fraction"}
 
 
 def test_metrics_use_the_threshold_and_refuse_a_view_too_few() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,23 +48,26 @@ def resolve(config_name: str, overrides: Sequence[str], environment: Mapping[str
     asked = [*from_flags.values(), *overrides]
     tree = compose_tree(config_name, asked)
     problems = flags.unsupported(environment)
+    schema = TypeAdapter(Config)
     try:
-        config = TypeAdapter(Config).validate_python(tree)
+        config = schema.validate_python(tree)
     except ValidationError as error:
         raise BadInputError([*problems, *explained(error, tree)]) from None
     problems += contradictions(config)
     if problems:
         raise BadInputError(problems)
     won = (*(f"{name} -> {override}" for name, override in from_flags.items()), *overrides)
-    return Resolved(config, tree, won)
+    return Resolved(config, schema.dump_python(config, mode="json"), won)
 
 
 def compose_tree(config_name: str, asked: Sequence[str]) -> dict[str, Any]:
     """The nested dictionaries after composition; unknown keys still in, for the schema to refuse them together."""
     OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
     names_model = any(override.lstrip("+").startswith(f"{MODEL_KEY}=") for override in asked)
-    profile = ["profile=published"] if names_model else []
-    forced = [f"++{override}" if override[:1] not in "+~" else override for override in asked]
+    names_profile = any(override.startswith("profile=") for override in asked)
+    profile = ["profile=published"] if names_model and not names_profile else []
+    # Forced, so that unknown keys reach the schema, which refuses all of them at once.
+    forced = [override if override.startswith(("+", "~", "profile=")) else f"++{override}" for override in asked]
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
             composed = compose(config_name, overrides=[*profile, *forced])
@@ -80,35 +84,39 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a nested dictionary."""
+    """Every dotted key of a nested dictionary that holds a value."""
     for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def explained(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
     """One sentence for every fault that the schema found: key, value got, remedy."""
-    faults = error.errors()
-    unknown = {".".join(map(str, fault["loc"])) for fault in faults if fault["type"] == "unexpected_keyword_argument"}
-    known = [key for key in leaves(tree) if not any(key == bad or key.startswith(f"{bad}.") for bad in unknown)]
+    faults = [(".".join(map(str, fault["loc"])), fault) for fault in error.errors()]
+    unknown = [key for key, fault in faults if fault["type"] == "unexpected_keyword_argument"]
+    known = [key for key in leaves(tree) if not any(f"{key}.".startswith(f"{bad}.") for bad in unknown)]
     sentences = []
-    for fault in faults:
-        key = ".".join(map(str, fault["loc"]))
-        if key in unknown:
-            sentences.append(f"{key}: unknown key{nearest(key, known)}")
-        else:
+    for key, fault in faults:
+        if key not in unknown:
             sentences.append(f"{key}={fault['input']!r}: {fault['msg'].lower()}")
+            continue
+        inner = leaves(fault["input"], f"{key}.") if isinstance(fault["input"], Mapping) else [key]
+        sentences += [f"{leaf}: unknown key{nearest(leaf, known)}" for leaf in inner]
     return sentences
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
-    """A suggestion of the valid key that looks most like `key`: by its last word, else as a whole."""
-    last = {name.rsplit(".", 1)[-1]: name for name in known}
-    by_name = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)
-    by_path = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    found = by_path or [last[name] for name in by_name]
-    return f"; did you mean {found[0]}?" if found else "; docs/configuration.md lists the keys"
+    """A suggestion of the valid key most like `key`, by letters and by words."""
+
+    def likeness(name: str) -> float:
+        ours, theirs = set(re.split(r"[._]", key)), set(re.split(r"[._]", name))
+        letters = difflib.SequenceMatcher(None, key, name).ratio()
+        return letters + len(ours & theirs) / len(ours | theirs)
+
+    best = max(known, key=likeness)
+    return f"; did you mean {best}?" if likeness(best) > 1 else "; docs/configuration.md lists the keys"
 
 
 def contradictions(config: Config) -> list[str]:
@@ -127,9 +135,7 @@ def contradictions(config: Config) -> list[str]:
             f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is below data.max_prompt_length + "
             f"data.max_response_length = {longest}; raise it, or set it to null"
         )
-    peers = (
-        distill.include_primary_solution or distill.include_another_solution or distill.include_failure_solution
-    )
+    peers = distill.include_primary_solution or distill.include_another_solution or distill.include_failure_solution
     if actor.policy_loss.loss_mode == "sdpo" and peers and rollout.n < 2:
         problems.append(
             f"actor_rollout_ref.rollout.n={rollout.n}: a group of one has no peers; use 2 or more "

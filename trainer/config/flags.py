@@ -72,8 +72,8 @@ def unsupported(environment: Mapping[str, str]) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """The value as Hydra reads it back unchanged: words that carry no syntax bare, others in quotes."""
-    if value and all(letter.isalnum() or letter in "_-./+" for letter in value):
+    """The value as Hydra reads it back unchanged, a text for the schema to convert; `null` stays null."""
+    if value == "null":
         return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
     return f"'{escaped}'"

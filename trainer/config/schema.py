@@ -102,7 +102,8 @@ class SelfDistillation:
     max_reprompt_len: int = Field(ge=1)
     """Longest teacher prompt, in tokens; peers are shortened to fit."""
     reprompt_template: str
-    """The teacher's user message; its fields are prompt, solution, solution_summaries, another_solution, failure, feedback."""
+    """The teacher's user message, with the fields prompt, solution, solution_summaries, another_solution, failure and
+    feedback."""
     solution_template: str
     """Section of the first successful peer."""
     another_solution_template: str

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 
 from mopd.losses import token_logprobs
 from mopd.teacher import ema_
 from mopd.types import FloatArray, IntArray
 from trainer import checkpoint, cluster, fsdp
-from trainer.forward import TokenBatch, batch_of, padded
+from trainer.forward import ResponseScorer, TokenBatch, batch_of, padded
 from trainer.meters import Meter
 from trainer.objectives import LossSettings, Targets, contribution
 from trainer.packing import MiniBatch, Sample, loss_mask
@@ -84,19 +85,19 @@ class PolicyWorker:
 
     def rendezvous(self) -> tuple[str, int]:
         """Where rank 0 listens for the others: this machine's address and a free port, held from now on."""
-        self.store = dist.TCPStore(cluster.this_address(), 0, self.ranks, is_master=True, wait_for_workers=False)
+        self.store = TCPStore(cluster.this_address(), 0, self.ranks, is_master=True, wait_for_workers=False)
         return self.store.host, self.store.port
 
     def join(self, host: str, port: int) -> dict[str, str | int]:
         """Joins the other ranks and builds the shards of student, teacher and optimiser."""
         timeout = timedelta(seconds=self.deadline_s)
         if self.rank:
-            self.store = dist.TCPStore(host, port, self.ranks, is_master=False, timeout=timeout)
+            self.store = TCPStore(host, port, self.ranks, is_master=False, timeout=timeout)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=timeout)
         mesh = init_device_mesh(self.device.type, (self.ranks,))
 
-        def build(checkpointing: bool) -> fsdp.ResponseScorer:
+        def build(checkpointing: bool) -> ResponseScorer:
             return fsdp.build_scorer(
                 self.model_path,
                 mesh,
@@ -135,7 +136,9 @@ class PolicyWorker:
         started = time.perf_counter()
         self.tokens_forwarded = 0
         self.loss_sum = 0.0
-        meter, norms, divergences, skipped = Meter(), [], {}, 0
+        meter, skipped = Meter(), 0
+        norms: list[float] = []
+        divergences: dict[int, FloatArray] = {}
         old = [
             [
                 self.score(self.lay_out(micro_batch, teacher=False)) if len(mini_batches) > 1 else None
@@ -191,7 +194,7 @@ class PolicyWorker:
         )
         self.loss_sum += float(part.loss.detach())
         # FSDP averages gradients over ranks; the parts are to be added.
-        (part.loss * self.ranks).backward()  # type: ignore[no-untyped-call]
+        (part.loss * self.ranks).backward()
         old = part.logprobs if targets.old_logprobs is None else targets.old_logprobs
         gap = (old - targets.sampler_logprobs).abs()
         meter.peak("rollout_corr/logprob_max_abs_diff", gap, targets.mask)
@@ -223,14 +226,14 @@ class PolicyWorker:
         ]
         return batch_of(prompts, [sample.response_ids for sample in micro_batch], self.device)
 
-    def forward(self, scorer: fsdp.ResponseScorer, batch: TokenBatch) -> Tensor:
+    def forward(self, scorer: ResponseScorer, batch: TokenBatch) -> Tensor:
         """Tempered logits [B, T, V] of the responses."""
         self.tokens_forwarded += batch.input_ids.numel()
         logits: Tensor = scorer(batch, self.loss.temperature)
         return logits
 
     def weights(self) -> dict[str, Tensor]:
-        """The student's whole weights by name, on rank 0; nothing on the others. A collective: all ranks call it."""
+        """The student's whole weights by name on rank 0, nothing on the others. A collective: all ranks call it."""
         gathered = fsdp.full_weights(self.student)
         if self.rank:
             for _ in gathered:

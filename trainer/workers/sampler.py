@@ -12,6 +12,10 @@ import torch
 from trainer.workers.sampler_types import Request, Response, SamplingSettings
 
 
+CPU_BATCHED_TOKENS = 8192
+"""Tokens that the engine takes in one go on a machine without a GPU."""
+
+
 class SamplerWorker:
     """Draws responses with vLLM and takes new weights by name."""
 
@@ -30,8 +34,15 @@ class SamplerWorker:
         import vllm
 
         on_cpu = device == "cpu"
-        memory: dict[str, Any] = (
-            {"kv_cache_memory_bytes": kv_cache_mib << 20}
+        # On CPU a prompt goes in whole: the engine rewinds a seeded generator after a partial prompt,
+        # which CPU generators cannot do.
+        machine: dict[str, Any] = (
+            {
+                "kv_cache_memory_bytes": kv_cache_mib << 20,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(max_model_len, CPU_BATCHED_TOKENS),
+                "enforce_eager": True,
+            }
             if on_cpu
             else {"gpu_memory_utilization": gpu_memory_utilization}
         )
@@ -41,11 +52,10 @@ class SamplerWorker:
             max_model_len=max_model_len,
             seed=seed % 2**31,
             enable_prefix_caching=enable_prefix_caching,
-            enforce_eager=on_cpu,
             # Of the tempered, truncated distribution; vLLM's default would ignore the temperature.
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            **memory,
+            **machine,
         )
         self.on_cpu, self.version, self.vllm_version = on_cpu, 0, str(vllm.__version__)
 

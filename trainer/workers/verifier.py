@@ -1,4 +1,4 @@
-"""A process that verifies responses, apart from the controller: a slow or crashing verifier hurts no one else."""
+"""A process that verifies responses: a slow or crashing verifier hurts no one else."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""Configuration: shipped files hold, flags reach their keys, nonsense is refused with a remedy."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from trainer.config.compose import METHODS, PROJECT, resolve
+from trainer.config.flags import FLAGS
+from trainer.config.reference import leaves, lookup, page
+from trainer.config.schema import Config
+from trainer.errors import BadInputError
+
+VALUES = {
+    "actor_rollout_ref.model.path": "/models/some",
+    "actor_rollout_ref.model.attn_implementation": "eager",
+    "actor_rollout_ref.rollout.name": "vllm",
+    "actor_rollout_ref.actor.self_distillation.failure_solution_condition": "when_no_solution",
+    "actor_rollout_ref.actor.self_distillation.alpha": "0.25",
+    "actor_rollout_ref.actor.optim.lr": "3e-05",
+    "actor_rollout_ref.rollout.max_model_len": "9999",
+    "data.train_batch_size": "32",
+}
+"""A valid value for flags that do not take 3 or False."""
+
+
+def problems(overrides: list[str], environment: dict[str, str] | None = None, method: str = "mopd") -> list[str]:
+    with pytest.raises(BadInputError) as refused:
+        resolve(method, overrides, environment or {})
+    return refused.value.problems
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("profile", ["embedded", "published"])
+def test_every_shipped_configuration_holds(method: str, profile: str) -> None:
+    assert resolve(method, [f"profile={profile}"], {}).config.data.seed == 42
+
+
+def test_mopd_shows_two_successes_and_a_failure_always() -> None:
+    distill = resolve("mopd", [], {}).config.actor_rollout_ref.actor.self_distillation
+    assert (distill.include_primary_solution, distill.include_another_solution, distill.include_failure_solution) == (
+        True,
+        True,
+        True,
+    )
+    assert distill.failure_solution_condition == "always"
+
+
+def test_the_templates_of_the_files_are_those_of_the_method() -> None:
+    from mopd.contexts import ContextSettings
+    from trainer.assemble import context_settings
+
+    settings = context_settings(resolve("mopd", [], {}).config)
+    assert settings == ContextSettings()
+
+
+def test_methods_share_every_default_but_the_method_itself() -> None:
+    trees = {method: resolve(method, ["profile=published"], {}).tree for method in METHODS}
+    differing = {
+        key for key, _, _ in leaves(Config) if len({str(lookup(tree, key)) for tree in trees.values()}) > 1
+    }
+    assert all("self_distillation.include_" in key or "failure_solution_condition" in key or "loss_mode" in key for key in differing)
+
+
+def test_a_named_model_brings_the_published_settings() -> None:
+    assert resolve("mopd", [], {}).config.actor_rollout_ref.actor.optim.lr == pytest.approx(5e-4)
+    assert resolve("mopd", [], {"MODEL_PATH": "/m"}).config.actor_rollout_ref.actor.optim.lr == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("flag", sorted(FLAGS))
+def test_every_flag_reaches_its_key(flag: str) -> None:
+    key = FLAGS[flag]
+    default = lookup(resolve("mopd", [], {}).tree, key)
+    value = VALUES.get(key, "False" if isinstance(default, bool) else "3")
+    extra = ["actor_rollout_ref.actor.ppo_mini_batch_size=1"]
+    resolved = resolve("mopd", extra, {flag: value})
+    assert str(lookup(resolved.tree, key)) == value
+    assert any(line.startswith(f"{flag} -> {key}=") for line in resolved.won)
+
+
+def test_data_path_names_a_folder_and_val_data_path_another() -> None:
+    data = resolve("mopd", [], {"DATA_PATH": "/data/my set", "VAL_DATA_PATH": "/other/held.parquet"}).config.data
+    assert (data.train_files, data.val_files) == ("/data/my set/train.parquet", "/other/held.parquet")
+    assert resolve("mopd", [], {"DATA_PATH": "/d"}).config.data.val_files == "/d/test.parquet"
+
+
+def test_the_command_line_wins_over_flags_and_both_are_told() -> None:
+    resolved = resolve("mopd", ["actor_rollout_ref.actor.optim.lr=1e-4"], {"LR": "1e-3"})
+    assert resolved.config.actor_rollout_ref.actor.optim.lr == pytest.approx(1e-4)
+    assert len(resolved.won) == 2
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("actor_rollout_ref.actor.optim.lrr", "actor_rollout_ref.actor.optim.lr"),
+        ("data.train_batchsize", "data.train_batch_size"),
+        ("actor_rollout_ref.rollout.temprature", "actor_rollout_ref.rollout.temperature"),
+        ("trainer.total_steps", "trainer.total_training_steps"),
+        ("actor.self_distillation.alpha", "actor_rollout_ref.actor.self_distillation.alpha"),
+    ],
+)
+def test_a_typo_gets_the_key_that_was_meant(typo: str, meant: str) -> None:
+    [problem] = problems([f"{typo}=1"])
+    assert f"did you mean {meant}?" in problem
+
+
+def test_all_faults_are_told_at_once() -> None:
+    found = problems(["trainer.total_training_steps=abc", "data.bogus=1", "actor_rollout_ref.actor.optim.lr=-1"])
+    assert len(found) == 3
+    assert any("'abc'" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["actor_rollout_ref.rollout.n=1"], "a group of one has no peers"),
+        (["actor_rollout_ref.actor.ppo_mini_batch_size=5"], "does not divide"),
+        (["actor_rollout_ref.rollout.max_model_len=10"], "raise it, or set it to null"),
+        (["lr"], "key=value"),
+        (["trainer.total_training_steps="], "trainer.total_training_steps"),
+        (["actor_rollout_ref.actor.optim.lr=nan"], "finite"),
+    ],
+)
+def test_an_impossible_combination_is_refused(overrides: list[str], said: str) -> None:
+    assert any(said in problem for problem in problems(overrides))
+
+
+def test_an_option_this_version_lacks_is_refused_unless_off() -> None:
+    assert "no such option" in problems([], {"SUMMARIZE_SOLUTIONS": "True"})[0]
+    assert resolve("mopd", [], {"SUMMARIZE_SOLUTIONS": "False", "PEER_CONTROL_MODE": "none"}).config
+
+
+def test_every_key_is_read_somewhere() -> None:
+    code = [path for path in (PROJECT / "trainer").rglob("*.py") if "config" not in path.parts]
+    names = {
+        node.attr for path in code for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+    }
+    from mopd.contexts import ContextSettings
+
+    names |= set(ContextSettings.__dataclass_fields__)  # read by name in trainer.assemble.context_settings
+    last_words = {key.rsplit(".", 1)[-1] for key, _, _ in leaves(Config)}
+    only_one_value = {"name", "teacher_regularization", "adv_estimator", "reference_compat", "rollout_is"}
+    assert last_words - names - only_one_value == set()
+
+
+def test_the_configuration_reference_is_current() -> None:
+    assert Path(PROJECT / "docs" / "configuration.md").read_text() == page()
+
+
+@pytest.mark.parametrize("path", ["/a b/c", "1e3", "it's", "a,b=c", "${x}", "7"])
+def test_a_path_in_a_flag_arrives_unchanged(path: str) -> None:
+    assert resolve("mopd", [], {"OUTPUT_DIR": path}).config.trainer.output_dir == path
