@@ -11,7 +11,6 @@ import torch
 
 from trainer.workers.sampler_types import Request, Response, SamplingSettings
 
-
 CPU_BATCHED_TOKENS = 8192
 """Tokens that the engine takes in one go on a machine without a GPU."""
 
