@@ -3,14 +3,20 @@
 #   bash run_tests.sh [--all] [--cluster] [pytest arguments]
 #     (neither)     all tests but the slow ones and those that need a cluster
 #     --all         the slow ones too          --cluster     the Slurm and multi-node ones too
-#     --setup-only  as sole argument: make the environment and stop
+#     --setup-only  as sole argument: makes the environment and stops
+#     --help        prints this and stops
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@" # called with sh, where that is another shell
 set -euo pipefail
 # shellcheck source=trainer/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/trainer/launch.sh"
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/trainer/launch.sh"
 
 slow='not slow' cluster='not cluster' arguments=()
 for argument in "$@"; do
     case $argument in
+    -h | --help)
+        mopd_help
+        exit 0
+        ;;
     --all) slow='' ;;
     --cluster) cluster='' ;;
     --setup-only) [[ $# -eq 1 ]] || mopd_fail 2 '--setup-only makes the environment and stops; it takes no other arguments.' ;;

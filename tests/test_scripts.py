@@ -4,82 +4,22 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests import house
+from tests.stubs import MAKER, SATISFIED, call, make_project, write_python
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [name for name in house.project_files(ROOT) if name.endswith(".sh") or name in {".ci/run", ".ci/tool"}]
 RUNS = [name for name in SCRIPTS if name.startswith("run_") and name != "run_tests.sh"]
-TOOLS = ["bash", "cat", "cp", "dirname", "flock", "grep", "ln", "mkdir", "rm", "sed", "sha256sum"]
-TOOLS += ["sleep", "tail", "xargs"]
-
-# A Python that has all pins: says so when pins.py asks, and otherwise repeats what it was called with.
-SATISFIED = """#!/bin/bash
-case "$1" in *pins.py) exit 0 ;; esac
-printf '%s\\n' "$@" "PYTHONPATH=$PYTHONPATH" "PWD=$PWD"
-"""
-# A Python that has none, but can make an environment; that has them once pip ran.
-MAKER = """#!/bin/bash
-me=$0
-case "$*" in
-*"sys, venv, ensurepip"*) echo 3.11 ;;
-"-m venv "*) mkdir -p "$3/bin" && cp "$me" "$3/bin/python" && ln -s python "$3/bin/uv" ;;
-*"import sys"*) echo 3.11 ;;
-*pins.py*) [[ -e $(dirname "$me")/installed ]] || { echo 'torch is not installed, wanted 2.13.0'; exit 1; } ;;
-*"pip install"*) sleep ${SLOW-0}; [[ ! ${FAIL-} ]] || { echo "no space left on device"; exit 1; }
-                 echo run >>"$(dirname "$me")/installed" ;;
-esac
-"""
 
 
 @pytest.fixture
 def project(tmp_path):
     """A copy of what set-up needs, and a PATH with no Python on it yet: (folder, folder of programs)."""
-    folder, programs = tmp_path / "project", tmp_path / "bin"
-    (folder / "trainer").mkdir(parents=True)
-    programs.mkdir()
-    for name in [
-        *RUNS,
-        "run_tests.sh",
-        "setup.py",
-        "trainer/launch.sh",
-        "trainer/pins.py",
-        "cpu-overrides.txt",
-    ]:
-        shutil.copy(ROOT / name, folder / name)
-    for path in ROOT.glob("requirements*.txt"):
-        shutil.copy(path, folder)
-    for tool in TOOLS:
-        (programs / tool).symlink_to(shutil.which(tool))
-    return folder, programs
-
-
-def write_python(path, text):
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-def start(project, *command, cwd=None, **environment):
-    folder, programs = project
-    environment = {"PATH": str(programs), "HOME": str(folder), "MOPD_DEVICE": "cpu", **environment}
-    return subprocess.Popen(
-        ["bash", *map(str, command)],
-        cwd=cwd or folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def call(project, *command, **more):
-    process = start(project, *command, **more)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    return make_project(tmp_path)
 
 
 # ------------------------------------------------------------------ the files
@@ -101,6 +41,14 @@ def test_scripts_can_be_executed():
     programs = [name for name in SCRIPTS if name != "trainer/launch.sh" and "run" in Path(name).name]
     assert programs
     assert not [name for name in programs if not os.access(ROOT / name, os.X_OK)]
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "trainer/launch.sh"])
+def test_launch_scripts_are_short_and_share_one_library(script):
+    text = (ROOT / script).read_text()
+    assert text.count("\n") <= 60
+    assert script == ".ci/run" or 'trainer/launch.sh"\n' in text, "the functions are in trainer/launch.sh"
+    assert script == ".ci/run" or "() {" not in text, "a function of a script belongs into trainer/launch.sh"
 
 
 def test_the_readme_shows_the_command_that_ci_runs():
@@ -146,102 +94,90 @@ def test_a_suffix_that_cannot_name_a_folder_is_refused(project, suffix):
     assert f"The suffix is '{suffix}'" in err
 
 
-# ------------------------------------------------------------------ which Python
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("script", [*RUNS, "run_tests.sh"])
+def test_help_needs_no_python(project, script, option):
+    code, out, err = call(project, script, option)
+    assert (code, err) == (0, "")
+    assert f"bash {script} [" in out
+    assert "#" not in out
 
 
-def test_setup_only_is_content_with_an_active_python(project):
-    folder, programs = project
-    write_python(programs / "python3", SATISFIED)
-    for _ in range(2):
-        code, out, err = call(project, "run_local_sdpo.sh", "--setup-only")
-        assert (code, out) == (0, "")
-        assert f"ready: {programs}/python3" in err
-    assert not (folder / ".venv").exists()
+def test_help_names_every_flag(project):
+    reference = (ROOT / "docs/configuration.md").read_text()
+    flags = {row.split("|")[2].strip() for row in reference.splitlines() if row.startswith("| `")} - {""}
+    assert flags > {"DATA_PATH", "TOTAL_STEPS"}
+    _, out, _ = call(project, "run_local_sdpo.sh", "--help")
+    assert flags <= set(out.split())
 
 
-@pytest.mark.parametrize("script", ["run_local_sdpo.sh", "run_tests.sh"])
-def test_setup_only_stands_alone(project, script):
-    code, _, err = call(project, script, "--setup-only", "more")
-    assert code == 2
-    assert "takes no other arguments" in err
-
-
-def test_a_named_python_is_used_as_it_is(project):
-    python = project[0] / "mine"
-    write_python(python, MAKER)
-    code, _, err = call(project, "run_local_sdpo.sh", "--setup-only", MOPD_PYTHON=str(python))
-    assert code == 0
-    assert "as it is, although torch is not installed" in err
-
-
-def test_no_suitable_python_is_a_clear_message(project):
-    code, _, err = call(project, "run_local_sdpo.sh", "--setup-only")
-    assert code == 2
-    assert "No suitable Python on PATH" in err
-    assert "3.11 3.12" in err
-
-
-def test_set_up_runs_once_and_again_when_a_pin_changes(project):
-    folder, programs = project
-    write_python(programs / "python3.11", MAKER)
-    installed = folder / ".venv/bin/installed"
-    code, _, err = call(project, "run_local_sdpo.sh", "--setup-only")
-    assert code == 0, err
-    first = installed.read_text()
-    assert "setting up .venv: torch" in err
-
-    code, _, err = call(project, "run_local_grpo.sh", "--setup-only")
-    assert (code, installed.read_text()) == (0, first)
+@pytest.mark.parametrize("arguments", [["--lr=3"], ["try", "--no-such"], ["a=b", "-x"], ["--"]])
+def test_an_unknown_option_is_refused_before_set_up(project, arguments):
+    code, out, err = call(project, "run_local_grpo.sh", *arguments)
+    assert (code, out) == (2, "")
+    assert f"Unknown option '{arguments[-1]}'" in err
     assert "setting up" not in err
 
-    with (folder / "requirements.txt").open("a") as file:
-        file.write("another==1.0\n")
-    code, _, err = call(project, "run_local_grpo.sh", "--setup-only")
+
+def test_the_configuration_can_be_printed(project):
+    write_python(project[1] / "python3", SATISFIED)
+    assert "--cfg\njob\n" in call(project, "run_local_sdpo.sh", "--cfg", "job")[1]
+
+
+# ------------------------------------------------------------------ odd places
+
+
+@pytest.fixture
+def odd_project(project, tmp_path):
+    """The same in a folder whose name has a space, a quote and a dollar sign."""
+    folder, programs = project
+    write_python(programs / "python3", SATISFIED)
+    return folder.rename(tmp_path / "a b'c $HOME"), programs
+
+
+def test_called_through_links_and_from_an_empty_environment(odd_project, tmp_path):
+    folder, programs = odd_project
+    (tmp_path / "link").symlink_to(folder / "run_local_sdpo.sh")
+    (tmp_path / "link to link").symlink_to("link")
+    done = subprocess.run(
+        [shutil.which("bash"), "link to link", "x=1"],
+        cwd=tmp_path,
+        env={"PATH": str(programs)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"PYTHONPATH={folder}\n" in done.stdout
+
+
+@pytest.mark.parametrize("script", [*RUNS, "run_tests.sh"])
+def test_called_with_another_shell(odd_project, script):
+    shell = shutil.which("dash") or shutil.which("busybox")
+    if not shell:
+        pytest.skip("no shell other than bash here: neither dash nor busybox")
+    folder, _ = odd_project
+    command = [folder / script] if shell.endswith("dash") else ["sh", folder / script]
+    code, out, err = call(odd_project, *command, "x=1", shell=shell)
+    assert (code, err) == (0, "")
+    assert "x=1\n" in out
+
+
+def test_a_search_path_of_cd_leads_nowhere_else(odd_project, tmp_path):
+    folder, _ = odd_project
+    (tmp_path / "elsewhere" / folder.name / "trainer").mkdir(parents=True)
+    script = Path(folder.name) / "run_local_sdpo.sh"
+    code, out, _ = call(odd_project, script, cwd=tmp_path, CDPATH=str(tmp_path / "elsewhere"))
     assert code == 0
-    assert installed.read_text() > first
+    assert f"PYTHONPATH={folder}\n" in out
 
 
-def test_test_tools_are_added_and_stay(project):
+def test_a_folder_that_cannot_be_written_is_a_clear_message(project):
     folder, programs = project
     write_python(programs / "python3.11", MAKER)
-    call(project, "run_local_sdpo.sh", "--setup-only")
-    _, _, err = call(project, "run_tests.sh", "--setup-only")
-    assert "setting up .venv: test tools" in err
-    for script in ["run_tests.sh", "run_local_sdpo.sh"]:
-        assert "setting up" not in call(project, script, "--setup-only")[2]
-    assert (folder / ".venv/.mopd-ready").read_text().endswith(" dev\n")
-
-
-def test_a_failed_installation_says_so_and_the_next_start_goes_on(project):
-    folder, programs = project
-    write_python(programs / "python3.11", MAKER)
-    code, _, err = call(project, "run_local_sdpo.sh", "--setup-only", FAIL="1")
+    (folder / ".venv.lock").mkdir()  # refuses to be opened, also for root
+    code, _, err = call(project, "run_local_sdpo.sh", "--setup-only")
     assert code == 1
-    assert "no space left on device" in err
-    assert "failed at: installer" in err
-    assert not (folder / ".venv/.mopd-ready").exists()
-    assert call(project, "run_local_sdpo.sh", "--setup-only")[0] == 0
-
-
-def test_two_starts_at_the_same_time_set_up_once(project):
-    folder, programs = project
-    write_python(programs / "python3.11", MAKER)
-    first = start(project, "run_local_sdpo.sh", "--setup-only", SLOW="0.5")
-    while not (folder / ".venv/bin/python").exists() and first.poll() is None:
-        time.sleep(0.02)
-    code, _, err = call(project, "run_local_grpo.sh", "--setup-only")
-    first.communicate(timeout=60)
-    assert (first.returncode, code) == (0, 0)
-    assert "another start is setting up .venv; waiting" in err
-    assert "torch" not in err
-
-
-def test_an_environment_for_another_device_is_not_touched(project):
-    write_python(project[1] / "python3.11", MAKER)
-    call(project, "run_local_sdpo.sh", "--setup-only")
-    code, _, err = call(project, "run_local_sdpo.sh", "--setup-only", MOPD_DEVICE="cuda")
-    assert code == 2
-    assert "was set up for cpu and this machine is cuda" in err
+    assert err.startswith(f"Cannot write to {folder}, where .venv is to be made.")
 
 
 # ------------------------------------------------------------------ run_tests.sh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 from mopd.contexts import ContextSettings
 from mopd.methods import METHODS
@@ -17,10 +18,14 @@ from trainer.schedule import Schedule
 from trainer.services import Policy, Sampling, Verification
 from trainer.tracking import Journal
 from trainer.validate import Validator
+from trainer.weights import Transfer
 from trainer.workers.policy import OptimSettings, PolicyWorker
 from trainer.workers.sampler import SamplerWorker
 from trainer.workers.sampler_types import SamplingSettings
 from trainer.workers.verifier import VerifierWorker
+
+BUCKET_DEADLINE_S = 60.0
+"""Longest wait for the sampler to take a bucket of weights."""
 
 
 def context_settings(config: Config) -> ContextSettings | None:
@@ -63,6 +68,18 @@ class Placement:
         """Share of a GPU per worker: an actor and the sampler live together."""
         return 0.5 if self.device == "cuda" else 0.0
 
+    @property
+    def transfer_backend(self) -> str:
+        """How weights go from the actor to the sampler."""
+        if self.device == "cpu":
+            return "gloo"
+        return "ipc" if self.gpus_each < 1 else "nccl"
+
+    @property
+    def sync_tolerance(self) -> float:
+        """Nats by which both sides' log-probs of the same tokens may differ: fp32 on the CPU, bf16 on GPUs."""
+        return 1e-3 if self.device == "cpu" else 1.0
+
 
 def worker_environment(device: str, offline: bool) -> dict[str, str]:
     """What every worker process inherits."""
@@ -100,7 +117,8 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
     )
     environment = worker_environment(placement.device, offline=os.path.isdir(model.path))
     cluster.start(environment, num_cpus=max(os.cpu_count() or 1, placement.ranks + 2))
-    sampler = cluster.spawn(
+    spawn_sampler = partial(
+        cluster.spawn,
         SamplerWorker,
         num_cpus=1,
         num_gpus=placement.gpus_each,
@@ -111,7 +129,9 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         enable_prefix_caching=rollout.enable_prefix_caching,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         kv_cache_mib=rollout.kv_cache_mib,
+        transfer_backend=placement.transfer_backend,
     )
+    first_sampler = spawn_sampler()
     ranks = [
         cluster.spawn(
             PolicyWorker,
@@ -141,7 +161,18 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         lr_at=optim.rate,
         deadline_s=deadline,
     )
-    return policy, Sampling(sampler, data.seed, deadline), Verification(verifier, deadline)
+    sampler = Sampling(
+        first_sampler,
+        spawn_sampler,
+        policy,
+        Transfer(
+            placement.transfer_backend, rollout.update_weights_bucket_megabytes << 20, min(deadline, BUCKET_DEADLINE_S)
+        ),
+        tolerance=placement.sync_tolerance if rollout.sync_tolerance == "auto" else rollout.sync_tolerance,
+        seed=data.seed,
+        deadline_s=deadline,
+    )
+    return policy, sampler, Verification(verifier, deadline)
 
 
 def build_parts(

@@ -27,6 +27,14 @@ class WorkerError(RuntimeError):
     """A worker failed, died or did not answer in time; the message says which, and in what."""
 
 
+class WorkerDiedError(WorkerError):
+    """The process of a worker is gone."""
+
+
+class DeadlineError(WorkerError):
+    """A worker did not answer in time."""
+
+
 def start(environment: Mapping[str, str], num_cpus: int) -> None:
     """Starts a local Ray, or joins the cluster named by RAY_ADDRESS.
 
@@ -35,7 +43,9 @@ def start(environment: Mapping[str, str], num_cpus: int) -> None:
     os.environ.update(environment)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False} if address is None else {}
+    local: dict[str, Any] = (
+        {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
+    )
     ray.init(
         address=address,
         log_to_driver=False,
@@ -66,11 +76,6 @@ def spawn(worker: type, *, num_cpus: float, num_gpus: float, **arguments: Any) -
     return remote.remote(**arguments)
 
 
-def put(value: Any) -> Any:
-    """A reference to `value` in the object store, for several workers to read."""
-    return ray.put(value)
-
-
 def gather(references: Sequence[Any], doing: str, deadline_s: float) -> list[Any]:
     """The answers behind `references`, in order; as `wait`, which see."""
     wait(references, doing, deadline_s)
@@ -90,7 +95,7 @@ def wait(references: Sequence[Any], doing: str, deadline_s: float) -> None:
     while pending:
         left = deadline_s - (time.monotonic() - started)
         if left <= 0:
-            raise WorkerError(f"{doing}: no answer within trainer.deadline_s={deadline_s:g} s")
+            raise DeadlineError(f"{doing}: no answer within trainer.deadline_s={deadline_s:g} s")
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=min(left, SPEAK_EVERY_S))
         if pending:
             waited = time.monotonic() - started
@@ -111,11 +116,22 @@ def fail_early(references: Sequence[Any], pending: Sequence[Any], doing: str) ->
             answer(reference, doing)
 
 
+def failed_within(references: Sequence[Any], doing: str, grace_s: float) -> None:
+    """Raises the failure of a call that ends within `grace_s` seconds; says nothing of calls that go on."""
+    _, pending = ray.wait(list(references), num_returns=len(references), timeout=grace_s)
+    fail_early(references, pending, doing)
+
+
 def answer(reference: Any, doing: str) -> Any:
-    """One answer that has arrived; a worker's failure is raised with the phase's name."""
+    """One answer that has arrived; a worker's failure is raised with the phase's name.
+
+    A worker that called another one, which died, has not failed itself: the death is passed on.
+    """
     try:
         return ray.get(reference)
     except RayTaskError as error:
+        if isinstance(error.cause, WorkerDiedError):
+            raise WorkerDiedError(str(error.cause)) from error
         raise WorkerError(f"{doing}: {error.cause!r}\n{error}") from error
     except RayActorError as error:
-        raise WorkerError(f"{doing}: the worker process died ({error})") from error
+        raise WorkerDiedError(f"{doing}: the worker process died ({error})") from error

@@ -42,14 +42,13 @@ def shards(module: nn.Module) -> list[Tensor]:
 
 
 def full_weights(scorer: ResponseScorer) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its Hugging Face name, whole and on the CPU, one at a time.
+    """Every weight under its Hugging Face name, whole, one at a time; it may share the student's memory.
 
     Every rank must run through it: gathering a weight is a collective. Tied weights come once.
     """
     for name, parameter in scorer.model.named_parameters():
         detached = parameter.detach()
-        whole = detached.full_tensor() if isinstance(detached, DTensor) else detached
-        yield name, whole.to("cpu", copy=True)
+        yield name, detached.full_tensor() if isinstance(detached, DTensor) else detached
 
 
 def gradient_norm(module: nn.Module, limit: float) -> float:

@@ -6,10 +6,15 @@
 #   mopd_run CONFIG_NAME "$@"      [suffix] [key=value ...]  ->  python -m trainer.main --config-name CONFIG_NAME ...
 #
 # Environment: MOPD_PYTHON   a Python to use as it is, whatever packages it has
-#              MOPD_DEVICE   cpu or cuda: set up for a machine other than this one
+#              MOPD_DEVICE   cpu, cuda or gh200: set up for a machine other than this one
 # Callers have `set -euo pipefail`. All messages go to stderr; exit codes: 1 set-up failed, 2 bad input.
 
-MOPD_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+    echo "This bash is $BASH_VERSION; the scripts need 4.4 or newer. Put a newer bash first on PATH." >&2
+    exit 2
+fi
+
+MOPD_ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 MOPD_VENV=$MOPD_ROOT/.venv
 MOPD_LOG=$MOPD_VENV/setup.log
 MOPD_STAMP=$MOPD_VENV/.mopd-ready # written last: "cpu HASH [dev]"; without it a set-up was interrupted
@@ -26,11 +31,19 @@ mopd_fail() { # CODE LINE...
 
 # ---------------------------------------------------------------- which Python
 
-mopd_device() { # prints cuda where a GPU answers, else cpu
+mopd_device() { # prints which requirements-*.txt this machine needs: cpu; cuda; gh200 (a GPU beside an Arm processor)
     case ${MOPD_DEVICE-} in
-    cpu | cuda) printf '%s' "$MOPD_DEVICE" ;;
-    '') if [[ $(nvidia-smi -L 2>/dev/null || true) == *"GPU "* ]]; then printf cuda; else printf cpu; fi ;;
-    *) mopd_fail 2 "MOPD_DEVICE is '$MOPD_DEVICE'; it must be cpu or cuda (or be unset: then a GPU is looked for)." ;;
+    cpu | cuda | gh200) printf '%s' "$MOPD_DEVICE" ;;
+    '')
+        if [[ $(nvidia-smi -L 2>/dev/null || true) != *"GPU "* ]]; then
+            printf cpu
+        elif [[ $HOSTTYPE == aarch64 ]]; then
+            printf gh200
+        else
+            printf cuda
+        fi
+        ;;
+    *) mopd_fail 2 "MOPD_DEVICE is '$MOPD_DEVICE'; it must be cpu, cuda or gh200 (or be unset: then a GPU is looked for)." ;;
     esac
 }
 
@@ -41,8 +54,8 @@ mopd_misses() { # PYTHON DEVICE [dev]: prints how its packages differ from the p
 }
 
 mopd_stamp() { # DEVICE: what .venv/.mopd-ready says when .venv is complete for the present requirement files
-    local hash
-    hash=$(cd "$MOPD_ROOT" && cat requirements*.txt cpu-overrides.txt setup.py | sha256sum)
+    local hash # without comments, and without the test tools (mopd_misses sees those): a start without network goes on
+    hash=$(cd "$MOPD_ROOT" && sed 's/ *#.*//; /^$/d' requirements.txt "requirements-$1.txt" cpu-overrides.txt setup.py | sha256sum)
     printf '%s %s' "$1" "${hash%% *}"
 }
 
@@ -70,7 +83,9 @@ mopd_python() { # [dev]: sets MOPD_PYTHON
             MOPD_PYTHON=$active
             return 0
         fi
-        [[ -z ${VIRTUAL_ENV-}${CONDA_PREFIX-} ]] || mopd_say "the active Python ($active) is not used: ${misses//$'\n'/; }"
+        # Silent about a plain Python, which nobody meant to be used; one that has torch may be a container's.
+        [[ -z ${VIRTUAL_ENV-}${CONDA_PREFIX-} && $misses == *@('torch is not installed'|'Python is ')* ]] ||
+            mopd_say "the active Python ($active) is not used: ${misses//$'\n'/; }"
     fi
     mopd_venv_ready "$device" "$@" || mopd_set_up "$device" "$@"
     MOPD_PYTHON=$MOPD_VENV/bin/python
@@ -142,21 +157,34 @@ mopd_make_venv() { # an environment with a working pip in it; an existing one is
     mopd_step "environment with $python" "$python" -m venv "$MOPD_VENV"
 }
 
+mopd_torch_pin() { # prints the version of torch, which is the same for every device
+    sed -n 's/^torch==//p' "$MOPD_ROOT/requirements-cpu.txt"
+}
+
 mopd_torch_cpu() { # pip first: it knows this machine's own wheels; where there are none, uv knows torch's CPU builds
-    local pin
-    pin=$(sed -n 's/^torch==//p' "$MOPD_ROOT/requirements-cpu.txt")
-    "$MOPD_VENV/bin/python" -m pip install --compile --no-deps "torch==$pin+cpu" ||
-        "$MOPD_VENV/bin/uv" pip install --python "$MOPD_VENV/bin/python" --torch-backend cpu --no-deps "torch==$pin"
+    local pin python=$MOPD_VENV/bin/python
+    pin=$(mopd_torch_pin)
+    "$python" -m pip install --compile --no-deps "torch==$pin+cpu" ||
+        "$MOPD_VENV/bin/uv" pip install --python "$python" --torch-backend cpu --no-deps "torch==$pin" || {
+        mopd_say "torch $pin+cpu, the build without GPU support, was found neither where pip looks (pip config list) nor in" \
+            "PyTorch's own index of CPU builds. Where that cannot be reached, bring the wheel torch-$pin+cpu-*.whl for this" \
+            "Python and processor in a folder, and start again with PIP_FIND_LINKS=FOLDER in the environment."
+        return 1
+    }
 }
 
 mopd_install() { # DEVICE [dev]
     local device=$1 python=$MOPD_VENV/bin/python
     local uv=("$MOPD_VENV/bin/uv" pip install --python "$python") files=(-r "$MOPD_ROOT/requirements-$1.txt")
+    export PIP_USER=0 # pip may be set to install for the user, which an environment refuses
     mopd_pip_settings
     mopd_step installer "$python" -m pip install --compile "$MOPD_UV"
+    mkdir -p -- "$("$MOPD_VENV/bin/uv" cache dir 2>/dev/null)" 2>/dev/null || export UV_NO_CACHE=1 # no home to write to
     if [[ $device == cpu ]]; then
         files+=(--override "$MOPD_ROOT/cpu-overrides.txt")
         mopd_step torch mopd_torch_cpu
+    else
+        files+=("torch!=$(mopd_torch_pin)+cpu") # to a resolver, a CPU build that it happens to find is the newer one
     fi
     # uv writes no bytecode unless asked, and then every start would compile vLLM again where Python may not write it.
     mopd_step 'Ray, vLLM, transformers' "${uv[@]}" --compile-bytecode "${files[@]}"
@@ -165,9 +193,24 @@ mopd_install() { # DEVICE [dev]
     mopd_step check mopd_misses "$python" "$@"
 }
 
+mopd_glibc() { # DEVICE: prints the oldest C library for which all packages have wheels (llguidance; tilelang on Arm)
+    if [[ $HOSTTYPE == aarch64 && $1 != cpu ]]; then printf 2.34; else printf 2.31; fi
+}
+
+mopd_platform() { # DEVICE: refuses what packages are not made for, before anything is made
+    local found wanted
+    [[ $OSTYPE == linux* ]] || mopd_fail 2 "This system is $OSTYPE; vLLM and Ray are installed on Linux only. A container or a virtual machine with Linux will do."
+    found=$(getconf GNU_LIBC_VERSION 2>/dev/null || true)
+    found=${found#glibc } wanted=$(mopd_glibc "$1")
+    [[ ! $found =~ ^2\.[0-9]+$ ]] || ((${found#2.} >= ${wanted#2.})) ||
+        mopd_fail 2 "The C library of this system is glibc $found; some packages of vLLM have wheels for $wanted and newer only ($HOSTTYPE)." \
+            'Use a newer system or a container with one (glibc is 2.31 in Debian 11 and Ubuntu 20.04, 2.34 in RHEL 9), see docs/setup.md.'
+}
+
 mopd_set_up() { # DEVICE [dev]: makes .venv once, also when two starts want it, and goes on after an interruption
     local device=$1 start=$SECONDS dev=("${@:2}") stamp=''
-    exec 9>>"$MOPD_ROOT/.venv.lock" || mopd_fail 1 "Cannot write to $MOPD_ROOT, where .venv is to be made."
+    mopd_platform "$device"
+    { exec 9>>"$MOPD_ROOT/.venv.lock"; } 2>/dev/null || mopd_fail 1 "Cannot write to $MOPD_ROOT, where .venv is to be made. Make the folder writable, or name a Python that has the packages: MOPD_PYTHON=PATH."
     if command -v flock >/dev/null && ! flock -n 9; then
         mopd_say 'another start is setting up .venv; waiting for it ...'
         flock 9
@@ -188,9 +231,33 @@ mopd_set_up() { # DEVICE [dev]: makes .venv once, also when two starts want it, 
 
 # ---------------------------------------------------------------- starting a run
 
+mopd_help() { # prints the comment at the top of the script that was called
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[-1]}"
+}
+
+mopd_options() { # ARGUMENT...: answers --help, refuses what nobody reads
+    local argument flags
+    for argument in "$@"; do
+        case $argument in
+        -h | --help)
+            mopd_help
+            printf '\nEnvironment flags, for instance TOTAL_STEPS=3 bash %s:\n' "${0##*/}"
+            mapfile -t flags < <(sed -n 's/^|[^|]*| \([A-Z][A-Z_]*\) |.*/\1/p' "$MOPD_ROOT/docs/configuration.md")
+            printf '  %s %s %s %s\n' "${flags[@]}"
+            printf 'Each flag and key, with its default: docs/configuration.md. Set-up, also without network: docs/setup.md.\n'
+            exit 0
+            ;;
+        --setup-only | --cfg | --cfg=*) ;;
+        -*) mopd_fail 2 "Unknown option '$argument'. There are --help, --setup-only and --cfg job; settings are written key=value" \
+            'without dashes, for instance trainer.total_training_steps=3 (docs/configuration.md lists them).' ;;
+        esac
+    done
+}
+
 mopd_run() { # CONFIG_NAME [--setup-only | [suffix] [key=value ...]]
     local config=$1 arguments=()
     shift
+    mopd_options "$@"
     if [[ $# -gt 0 && $1 != -* && $1 != *=* && $1 != '~'* ]]; then
         [[ $1 =~ ^[A-Za-z0-9._-]+$ ]] || mopd_fail 2 "The suffix is '$1'; it becomes part of a folder's name, so it may have letters, digits and . _ - only." \
             "Settings are written key=value."

@@ -12,7 +12,7 @@ for every step:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,16 +25,18 @@ class PhaseError(RuntimeError):
 
 
 class Clock:
-    """Seconds by phase of the current step."""
+    """Seconds by phase of the current step; whoever wants to know is told when a phase begins."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, begins: Callable[[int, str], None]) -> None:
         self.step = step
+        self.begins = begins
         self.started = time.perf_counter()
         self.timings: dict[str, float] = {}
 
     @contextmanager
     def turn(self, phase: str) -> Iterator[None]:
         """Times one phase, and names it in whatever goes wrong."""
+        self.begins(self.step, phase)
         begun = time.perf_counter()
         try:
             yield
@@ -49,13 +51,13 @@ class Clock:
 
 def train(parts: Parts) -> None:
     """Runs every step; what is left behind is the journal's files and the last weights."""
-    clock = Clock(0)
+    clock = Clock(0, parts.journal.begins)
     if parts.schedule.validates(0):
         with clock.turn("validate"):
             scores = parts.validate(step=0)
         parts.journal.remember(0, scores, clock.total())
     for step in parts.schedule.steps():
-        clock = Clock(step)
+        clock = Clock(step, parts.journal.begins)
         with clock.turn("sample"):
             groups = parts.sample(step)
         with clock.turn("verify"):

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.text import Text
 
-from trainer.config.compose import Resolved, as_yaml, resolve
+from trainer.config.compose import Resolved, as_yaml, contradictions, resolve
+from trainer.display import open_screen
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
 
 
@@ -35,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         resolved = resolve(asked.config_name, asked.overrides, os.environ)
         if asked.cfg:
+            if faults := contradictions(resolved.config):
+                raise BadInputError(faults)
             sys.stdout.write(as_yaml(resolved.tree))
             return DONE
         return run(asked.config_name, resolved)
@@ -46,19 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         logging.getLogger("mopd").debug("the failure, in full", exc_info=True)
-        errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        # A worker's traceback comes in colours; where there is no terminal they are taken out.
+        message = Text.from_ansi(f"{type(error).__name__}: {error}")
+        errors.print(message, style="red", highlight=False, soft_wrap=True)
         return FAILURE
 
 
 def run(config_name: str, resolved: Resolved) -> int:
     """Trains; heavy libraries are imported only after the configuration holds."""
-    console = Console()
-    console.print(f"mopd: method {config_name}", highlight=False)
-    for override in resolved.won:
-        console.print(f"  set {override}", markup=False, highlight=False, soft_wrap=True)
-    from trainer.session import train_session
+    with open_screen(sys.stdout, os.environ, steps="console" in resolved.config.trainer.logger) as screen:
+        screen.say(f"mopd: method {config_name}")
+        for override in resolved.won:
+            screen.say(f"  set {override}")
+        screen.stage("loading libraries")
+        from trainer.session import train_session
 
-    return train_session(config_name, resolved, console)
+        return train_session(config_name, resolved, screen)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does this Python have the pinned packages? Run by launch.sh, by path, before anything is installed.
 
-    python trainer/pins.py ROOT cpu|cuda [dev]
+    python trainer/pins.py ROOT cpu|cuda|gh200 [dev]
 
 prints one line for every package that differs and exits 1, or prints nothing and exits 0. It reads only the
 records of installed packages: nothing heavy is imported, so that the question costs a fraction of a second.
@@ -42,7 +42,7 @@ def difference(name: str, wanted: str, device: str) -> str | None:
     public, _, local = found.partition("+")
     if public != wanted:
         return f"{name} is {found}, wanted {wanted}"
-    if device == "cuda" and local == "cpu":
+    if device != "cpu" and local == "cpu":
         return f"{name} is {found}, a build without GPU support, but there is a GPU"
     return None
 

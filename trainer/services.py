@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +13,14 @@ from mopd.types import FloatArray, Group, IntArray, Prompt, Rollout, Segment
 from trainer import cluster
 from trainer.meters import merged
 from trainer.packing import MiniBatch, Sample, plan_mini_batch
+from trainer.weights import LINKS, PublishError, Transfer, differing_groups, largest_gap
 from trainer.workers.policy import Update
 from trainer.workers.sampler_types import Request, Response, SamplingSettings
+
+log = logging.getLogger("mopd")
+
+MAX_RESTARTS = 3
+"""How often in a run a sampler that died is replaced."""
 
 
 @dataclass(frozen=True)
@@ -30,39 +37,6 @@ class Asked:
 def request_seed(*path: int) -> int:
     """A seed for one request, from the run's seed, step, prompt and rollout numbers; 31 bits."""
     return int(np.random.SeedSequence(path).generate_state(1)[0]) & 0x7FFFFFFF
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Draws groups of rollouts, and keeps the sampler's weights current."""
-
-    worker: Any
-    seed: int
-    deadline_s: float
-
-    def sample(
-        self, asked: Sequence[Asked], n: int, settings: SamplingSettings, seed_path: Sequence[int]
-    ) -> tuple[Group, ...]:
-        """One group of `n` rollouts per prompt, in the order asked."""
-        requests = [
-            Request(item.prompt_ids, request_seed(self.seed, *seed_path, position, number))
-            for position, item in enumerate(asked)
-            for number in range(n)
-        ]
-        reference = self.worker.sample.remote(requests, settings)
-        [(version, responses)] = cluster.gather([reference], "sampling rollouts", self.deadline_s)
-        return tuple(
-            group_of(item, responses[position * n : (position + 1) * n], version) for position, item in enumerate(asked)
-        )
-
-    def load(self, weights: Any, version: int) -> None:
-        """Gives the sampler the weights behind a reference."""
-        cluster.gather([self.worker.load.remote(weights, version)], "publishing weights", self.deadline_s)
-
-    def describe(self) -> dict[str, str]:
-        """The running engine's version."""
-        [answer] = cluster.gather([self.worker.describe.remote()], "starting the sampler", self.deadline_s)
-        return dict(answer)
 
 
 def group_of(item: Asked, responses: Sequence[Response], version: int) -> Group:
@@ -158,19 +132,119 @@ class Policy:
         measured["perf/actor_response_tokens_per_s"] = response_tokens / seconds
         return measured
 
-    def weights(self) -> Any:
-        """A reference to the student's whole weights by name."""
-        references = [worker.weights.remote() for worker in self.workers]
-        cluster.wait(references, "gathering weights", self.deadline_s)
-        return references[0]
+    def connect(self, sampler: Any, transfer: Transfer) -> None:
+        """Opens the way to a sampler."""
+        cluster.gather(
+            [worker.connect.remote(sampler, transfer) for worker in self.workers],
+            "connecting actor and sampler",
+            self.deadline_s,
+        )
 
-    def logprobs(self, sequences: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
-        """The student's log-probs [T] of each (prompt, response), at the training temperature."""
-        references = [worker.logprobs.remote(sequences) for worker in self.workers]
-        answers: list[list[FloatArray]] = cluster.gather(references, "scoring responses", self.deadline_s)
-        return answers[0]
+    def publish(self, version: int, sequences: Sequence[IntArray]) -> tuple[list[FloatArray], list[FloatArray]]:
+        """Gives the sampler the student's weights; ours and the sampler's log-probs [L - 1] of `sequences`."""
+        references = [worker.publish.remote(version, sequences) for worker in self.workers]
+        answers = cluster.gather(references, "publishing weights", self.deadline_s)
+        ours, theirs = answers[0]
+        return ours, theirs
+
+    def responses(self, backend: str) -> dict[str, FloatArray]:
+        """How every weight of the student answers the probe."""
+        references = [worker.responses.remote(backend) for worker in self.workers]
+        return dict(cluster.gather(references, "comparing weights", self.deadline_s)[0])
 
     def save(self, folder: str) -> None:
         """Writes the student to `folder` in Hugging Face form."""
         references = [worker.save.remote(folder) for worker in self.workers]
         cluster.gather(references, f"saving {folder}", self.deadline_s)
+
+
+class Sampling:
+    """Draws groups of rollouts, and keeps the sampler alive and its weights current."""
+
+    def __init__(
+        self,
+        worker: Any,
+        spawn: Callable[[], Any],
+        policy: Policy,
+        transfer: Transfer,
+        *,
+        tolerance: float | None,
+        seed: int,
+        deadline_s: float,
+    ) -> None:
+        self.worker, self.spawn, self.policy, self.transfer = worker, spawn, policy, transfer
+        self.tolerance, self.seed, self.deadline_s = tolerance, seed, deadline_s
+        self.version, self.restarts, self.connected = 0, 0, False
+
+    def describe(self) -> dict[str, str]:
+        """The running engine's version."""
+        [answer] = cluster.gather([self.worker.describe.remote()], "starting the sampler", self.deadline_s)
+        return dict(answer)
+
+    def sample(
+        self, asked: Sequence[Asked], n: int, settings: SamplingSettings, seed_path: Sequence[int]
+    ) -> tuple[Group, ...]:
+        """One group of `n` rollouts per prompt, in the order asked."""
+        requests = [
+            Request(item.prompt_ids, request_seed(self.seed, *seed_path, position, number))
+            for position, item in enumerate(asked)
+            for number in range(n)
+        ]
+
+        def draw() -> Any:
+            return cluster.gather([self.worker.sample.remote(requests, settings)], "sampling rollouts", self.deadline_s)
+
+        [(version, responses)] = self.insist(draw)
+        return tuple(
+            group_of(item, responses[position * n : (position + 1) * n], version) for position, item in enumerate(asked)
+        )
+
+    def publish(self, version: int, sequences: Sequence[IntArray]) -> dict[str, float]:
+        """Gives the sampler the actor's weights as `version`, and proves it on `sequences`.
+
+        Raises:
+            PublishError: both sides' log-probs of the same tokens differ by more than the bound.
+        """
+        self.version = version
+        ours, theirs = self.insist(lambda: self.policy.publish(version, sequences))
+        gap = largest_gap(ours, theirs)
+        if self.tolerance is not None and not gap <= self.tolerance:
+            raise PublishError(self.difference(gap))
+        tokens = sum(len(row) for row in ours)
+        return {"rollout_corr/publish_max_abs_diff": gap, "rollout_corr/publish_tokens": tokens}
+
+    def difference(self, gap: float) -> str:
+        """Sentences on a failed proof: how much, and which parameter groups."""
+        [theirs] = cluster.gather([self.worker.fingerprints.remote()], "comparing weights", self.deadline_s)
+        dtype = LINKS[self.transfer.backend].dtype
+        groups = differing_groups(self.policy.responses(self.transfer.backend), theirs, dtype)
+        listed = [f"{name} (by {share:.2g} of its largest value)" for name, share in groups.items()]
+        where = "; ".join(listed) if listed else "none, so the two sides compute differently with the same weights"
+        return (
+            f"after publishing version {self.version} the sampler's log-probs differ from the trainer's by up to "
+            f"{gap:.3g} nats, more than actor_rollout_ref.rollout.sync_tolerance={self.tolerance:g}; "
+            f"differing parameter groups: {where}"
+        )
+
+    def insist(self, ask: Callable[[], Any]) -> Any:
+        """The answer to what `ask` asks of the sampler; a sampler that died is replaced and asked again."""
+        while True:
+            try:
+                self.ready()
+                return ask()
+            except cluster.WorkerDiedError as error:
+                if self.restarts == MAX_RESTARTS:
+                    raise
+                self.restarts += 1
+                log.warning("the sampler died; starting another (%d of %d): %s", self.restarts, MAX_RESTARTS, error)
+                self.worker, self.connected = self.spawn(), False
+
+    def ready(self) -> None:
+        """Connects a new sampler; one that took another's place gets the current weights before it serves."""
+        if self.connected:
+            return
+        self.describe()
+        self.policy.connect(self.worker, self.transfer)
+        if self.restarts:
+            self.policy.publish(self.version, [])
+        self.connected = True

@@ -7,155 +7,60 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from transformers import AutoTokenizer
 
 import mopd
-from mopd.rewards import VERIFIERS
 from trainer import cluster
 from trainer.assemble import Placement, build_parts, start_workers
-from trainer.config.compose import Resolved, as_yaml
+from trainer.config.compose import PROJECT, Resolved, as_yaml
 from trainer.config.schema import Config
+from trainer.display import Screen
 from trainer.errors import DONE, BadInputError
+from trainer.inputs import read_inputs
 from trainer.loop import train
-from trainer.prompts import PromptSet, Renderer, load
+from trainer.prompts import PromptSet
 from trainer.schedule import Schedule
-from trainer.tracking import Folders, Journal
-
-PROJECT = Path(__file__).resolve().parent.parent
+from trainer.tracking import Folders, Journal, open_trackers
 
 
-def train_session(config_name: str, resolved: Resolved, console: Console) -> int:
+def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
     """Runs every step of a run; returns the exit code.
 
     Raises:
-        BadInputError: the model, the data or the output folder cannot be used; before anything is started.
+        BadInputError: configuration, devices, model, data or output folder cannot be used; before anything is started.
     """
     config = resolved.config
-    placement = place(config)
-    renderer = Renderer(load_tokenizer(config), config.data.apply_chat_template_kwargs)
-    train_set, held_out = load_prompts(config, renderer)
-    for name, prompts in (("training", train_set), ("held-out", held_out)):
+    screen.stage("reading model and data")
+    inputs = read_inputs(config)
+    for name, prompts in (("training", inputs.train), ("held-out", inputs.held_out)):
         left_out = f" ({prompts.dropped} over the length limit left out)" if prompts.dropped else ""
-        console.print(f"  {len(prompts)} {name} prompts{left_out}", highlight=False)
-    schedule = schedule_of(config, train_set)
+        screen.say(f"  {len(prompts)} {name} prompts{left_out}")
+    schedule = schedule_of(config, inputs.train)
     folders = folders_of(config, config_name)
     if (steps_done := finished_steps(folders.output)) is not None:
-        return already_there(folders.output, steps_done, schedule.last, console)
+        return already_there(folders.output, steps_done, schedule.last, screen)
     prepare(folders, resolved, config_name)
-    console.print(f"  {schedule.last} steps on {placement.device}, into {folders.output}", highlight=False)
+    screen.say(f"  {schedule.last} steps on {inputs.placement.device}, into {folders.output}")
     try:
-        services = start_workers(config, placement)
+        screen.stage("starting Ray")
+        services = start_workers(config, inputs.placement)
         policy, sampler, _ = services
+        screen.stage("loading sampler and actor")
         versions = {**policy.join(), **sampler.describe(), "ray": cluster.version()}
-        write_manifest(folders, config_name, config, placement, versions)
-        journal = Journal(folders, renderer, console, schedule.last)
-        train(build_parts(config, renderer, train_set, held_out, services, journal, schedule))
+        write_manifest(folders, config_name, config, inputs.placement, versions)
+        trackers = open_trackers(config.trainer.logger, folders.output, config.trainer.project_name, resolved.tree)
+        journal = Journal(folders, inputs.renderer, screen, schedule.last, trackers)
+        with trackers:
+            train(build_parts(config, inputs.renderer, inputs.train, inputs.held_out, services, journal, schedule))
     finally:
         cluster.stop()
     journal.farewell(folders.checkpoints / f"step_{schedule.last}" if schedule.last else None)
     return DONE
-
-
-def place(config: Config) -> Placement:
-    """The devices of a run.
-
-    Raises:
-        BadInputError: more GPUs are asked for than are visible, or several nodes.
-    """
-    asked = config.trainer
-    visible = torch.cuda.device_count()
-    device = ("cuda" if visible else "cpu") if asked.device == "auto" else asked.device
-    problems = []
-    if device == "cuda" and (asked.n_gpus_per_node or 1) > visible:
-        problems.append(
-            f"trainer.device={asked.device}, trainer.n_gpus_per_node={asked.n_gpus_per_node}: {visible} GPUs are "
-            f"visible; lower N_GPUS_PER_NODE, or set trainer.device=cpu"
-        )
-    if asked.nnodes > 1:
-        problems.append(f"trainer.nnodes={asked.nnodes}: this version runs on one node; set NNODES=1")
-    if problems:
-        raise BadInputError(problems)
-    return Placement(device, asked.n_gpus_per_node or (visible if device == "cuda" else 1))
-
-
-def load_tokenizer(config: Config) -> AutoTokenizer:
-    """The tokenizer of the model's folder.
-
-    Raises:
-        BadInputError: there is no such model, or its tokenizer has no chat template.
-    """
-    path = config.actor_rollout_ref.model.path
-    key = f"actor_rollout_ref.model.path={path}"
-    if os.path.isdir(path) and not (Path(path) / "config.json").is_file():
-        raise BadInputError([f"{key}: the folder has no config.json; MODEL_PATH must name a Hugging Face model folder"])
-    if not os.path.isdir(path) and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise BadInputError([f"{key}: no such folder; MODEL_PATH must name a Hugging Face model folder"])
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise BadInputError([f"{key}: no tokenizer could be loaded ({str(error).splitlines()[0]})"]) from None
-    if not tokenizer.chat_template:
-        raise BadInputError([f"{key}: its tokenizer has no chat template; take an instruction-tuned model"])
-    return tokenizer
-
-
-def load_prompts(config: Config, renderer: Renderer) -> tuple[PromptSet, PromptSet]:
-    """Training and held-out prompts; the problems of both files at once."""
-    data, sets, problems = config.data, [], []
-    for key, path in (("data.train_files", data.train_files), ("data.val_files", data.val_files)):
-        convert_beside(Path(path))
-        try:
-            found = load(
-                path,
-                key,
-                renderer,
-                max_prompt_length=data.max_prompt_length,
-                drop_overlong=data.filter_overlong_prompts,
-            )
-        except BadInputError as error:
-            problems += error.problems
-            continue
-        problems += unknown_sources(key, path, found)
-        sets.append(found)
-    if sets and not problems and len(sets[0]) < data.train_batch_size:
-        problems.append(
-            f"data.train_batch_size={data.train_batch_size}: {data.train_files} has {len(sets[0])} prompts that fit; "
-            f"lower TRAIN_BATCH_SIZE"
-        )
-    if problems:
-        raise BadInputError(problems)
-    return sets[0], sets[1]
-
-
-def unknown_sources(key: str, path: str, prompts: PromptSet) -> list[str]:
-    """A sentence for every data source without a verifier."""
-    names = sorted({prompt.data_source for prompt in prompts.prompts} - set(VERIFIERS))
-    return [
-        f"{key}={path}: data_source {name!r} has no verifier; known: {', '.join(sorted(VERIFIERS))}" for name in names
-    ]
-
-
-def convert_beside(file: Path) -> None:
-    """Converts published JSON Lines that lie beside a missing parquet file."""
-    script = PROJECT / "data" / "preprocess.py"
-    if file.exists() or not file.with_suffix(".json").is_file() or not script.is_file():
-        return
-    done = subprocess.run(
-        [sys.executable, str(script), "--data_source", str(file.parent)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise BadInputError([line.strip() for line in done.stderr.splitlines() if line.strip()])
 
 
 def schedule_of(config: Config, train_set: PromptSet) -> Schedule:
@@ -210,10 +115,10 @@ def finished_steps(output: Path) -> int | None:
     return int(json.loads(lines[-1])["step"]) if lines else None
 
 
-def already_there(output: Path, done: int, asked: int, console: Console) -> int:
+def already_there(output: Path, done: int, asked: int, screen: Screen) -> int:
     """A run that is there is never overwritten: done means done, and going on needs a checkpoint to go on from."""
     if done >= asked:
-        console.print(f"{output} already holds {done} steps of {asked} asked; nothing to do")
+        screen.say(f"{output} already holds {done} steps of {asked} asked; nothing to do")
         return DONE
     raise BadInputError(
         [

@@ -1,20 +1,32 @@
-"""What a run leaves behind, and what it says while it runs."""
+"""What a run leaves behind: its own files, and what the trackers take. The one door to TensorBoard and wandb."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import netrc
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
-
-from rich.console import Console
-from rich.table import Table
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, TextIO
+from urllib.parse import urlsplit
 
 from mopd.types import FloatArray, Group, Outcome, Rollout
 from trainer.contexts import Context
+from trainer.display import Record, Screen, final_table, summary
 from trainer.prompts import Renderer
+
+log = logging.getLogger("mopd")
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-trackers.txt"
+NO_ANSWER_S = 20.0
+"""The longest that wandb's server may keep a run waiting, at its start and at its end."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +39,213 @@ class Folders:
     validation: Path
 
 
+class Tracker(Protocol):
+    """Takes a run's metrics elsewhere."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes one step."""
+
+    def close(self, code: int) -> None:
+        """Ends the run there, with its exit code."""
+
+
+@dataclass
+class Trackers:
+    """The trackers of a run. One that fails is told once and dropped: no run is lost for the sake of its curves."""
+
+    open: dict[str, Tracker] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for name in list(self.open):
+            self.guarded(name, lambda tracker: tracker.close(0 if kind is None else 1))
+
+    def log(self, record: Record) -> None:
+        """A step to every tracker, without what was not measured."""
+        metrics = {name: float(value) for name, value in record.items() if name != "step" and value is not None}
+        for name in list(self.open):
+            self.guarded(name, lambda tracker: tracker.log(record["step"], metrics))
+
+    def guarded(self, name: str, call: Callable[[Tracker], None]) -> None:
+        """Calls one tracker."""
+        try:
+            call(self.open[name])
+        except Exception as error:  # whatever it is, it is the tracker's and not the run's
+            del self.open[name]
+            log.warning("%s failed and is switched off; metrics.jsonl goes on (%s)", name, told(error))
+
+
+def open_trackers(
+    names: Sequence[str], folder: Path, project: str, settings: Mapping[str, Any], first_step: int = 0
+) -> Trackers:
+    """Opens those of `names` that are trackers; their files go to `folder`. `first_step`: where a resumed run goes on.
+
+    A library that was not asked for is not imported.
+    """
+    makers: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoard(folder / "tensorboard", first_step),
+        "wandb": lambda: Wandb(folder, project, settings),
+    }
+    trackers = Trackers()
+    for name in (name for name in makers if name in names):
+        try:
+            trackers.open[name] = makers[name]()
+        except Exception as error:  # as in Trackers
+            log.warning("%s failed and is switched off; metrics.jsonl goes on (%s)", name, told(error))
+    return trackers
+
+
+def missing_trackers(names: Sequence[str]) -> list[str]:
+    """A sentence for every tracker of `names` that is not installed, with the line that installs it."""
+    # A folder `wandb` where the command is started, which wandb itself makes, looks like a package without origin.
+    specs = {name: importlib.util.find_spec(name) for name in ("tensorboard", "wandb") if name in names}
+    asked = ",".join(names)
+    return [
+        f"trainer.logger=[{asked}]: {name} is not installed; pip install -r {REQUIREMENTS}, or leave it out"
+        for name, spec in specs.items()
+        if spec is None or spec.origin is None
+    ]
+
+
+class TensorBoard:
+    """Scalars as TensorBoard's event files."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # A run that was killed may have written steps that it now repeats; they are to be forgotten.
+        self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one step, to the disk: what is read while the run goes on is complete."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self, code: int) -> None:
+        """Ends the file."""
+        self.writer.close()
+
+
+class Wandb:
+    """A run of wandb: online where a key is known and the server answers, else kept in the folder."""
+
+    def __init__(self, folder: Path, project: str, settings: Mapping[str, Any]) -> None:
+        for name, value in wandb_environment(folder / "wandb").items():
+            os.environ.setdefault(name, value)
+        import wandb
+
+        mode = wandb_mode(os.environ)
+        arguments: dict[str, Any] = {
+            "project": project,
+            "name": folder.name,
+            "id": run_id(folder / "trackers.json"),
+            "resume": "allow",
+            "dir": str(folder),
+            "config": dict(settings),
+            "settings": wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=NO_ANSWER_S,
+                login_timeout=NO_ANSWER_S,
+                finish_timeout=NO_ANSWER_S,
+            ),
+        }
+        try:
+            self.run = wandb.init(mode=mode, **arguments)
+        except (wandb.Error, OSError) as error:
+            if mode != "online":
+                raise
+            place = folder / "wandb"
+            log.warning("wandb does not answer; this run is kept in %s for `wandb sync` (%s)", place, told(error))
+            wandb.teardown()  # frees the run's id
+            self.run = wandb.init(mode="offline", **arguments)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hands over one step; wandb sends it in a process of its own."""
+        self.run.log(dict(metrics), step=step)
+
+    def close(self, code: int) -> None:
+        """Ends the run; what is not sent within `NO_ANSWER_S` stays in the folder."""
+        self.run.finish(exit_code=code)
+
+
+def wandb_environment(folder: Path) -> dict[str, str]:
+    """What wandb reads while it is imported, where the user has not set it."""
+    return {
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",  # it reports on itself to its server, offline too, and waits for the answer
+        "WANDB_CACHE_DIR": str(folder / "cache"),
+        "WANDB_DATA_DIR": str(folder),
+    }
+
+
+def wandb_mode(environment: Mapping[str, str]) -> Literal["online", "offline", "disabled"]:
+    """What WANDB_MODE asks for; online only with a key, so that wandb never asks for one."""
+    asked = environment.get("WANDB_MODE", "online")
+    if asked == "disabled":
+        return "disabled"
+    key = environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE")
+    known = key or logged_in(environment.get("WANDB_BASE_URL", "https://api.wandb.ai"), environment.get("NETRC"))
+    return "online" if asked == "online" and known else "offline"
+
+
+def logged_in(url: str, file: str | None) -> bool:
+    """True where `wandb login` has left a key for the server, which it does in the file `netrc`."""
+    try:
+        entries = netrc.netrc(file or Path.home() / ".netrc")
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return entries.authenticators(urlsplit(url).netloc) is not None
+
+
+def run_id(file: Path) -> str:
+    """The run's name at wandb: made once, then the one in `file`, so that a resumed run goes on in the same curves."""
+    if not file.is_file():
+        file.write_text(json.dumps({"wandb": {"id": secrets.token_hex(4)}}) + "\n")
+    return str(json.loads(file.read_text())["wandb"]["id"])
+
+
+def told(error: Exception) -> str:
+    """The first line of an error."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 @dataclass
 class Journal:
-    """Writes metrics, rollouts and validation responses, and a line per step to the terminal."""
+    """Writes metrics, rollouts and validation responses, and tells the screen and the trackers."""
 
     folders: Folders
     renderer: Renderer
-    console: Console
+    screen: Screen
     last_step: int
+    trackers: Trackers = field(default_factory=Trackers)
     history: list[dict[str, Any]] = field(default_factory=list)
+    response_tokens: int | None = None
+    """Of the step that is about to be remembered."""
+
+    def begins(self, step: int, phase: str) -> None:
+        """A phase of a step begins."""
+        self.screen.phase(step, self.last_step, phase)
 
     def remember(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
-        """Appends a step's flat record to `metrics.jsonl` and tells the terminal."""
-        record = {"step": step, **rounded(metrics), **rounded(timings)}
+        """Appends a step's flat record to `metrics.jsonl`, and tells the screen and the trackers."""
+        record = {"step": step, **rounded(metrics), **rounded(self.throughput(timings)), **rounded(timings)}
         self.history.append(record)
         with (self.folders.output / "metrics.jsonl").open("a") as file:
             write_line(file, record)
-        self.console.print(step_line(record, self.last_step, self.seconds_left(step)), highlight=False, soft_wrap=True)
+        self.screen.step(record, self.last_step, self.seconds_left(step))
+        self.trackers.log(record)
+
+    def throughput(self, timings: Mapping[str, float]) -> dict[str, float]:
+        """Response tokens per second of the step, validation and saving aside; nothing where none were sampled."""
+        tokens, self.response_tokens = self.response_tokens, None
+        aside = sum(timings.get(f"timing_s/{phase}", 0.0) for phase in ("validate", "save"))
+        return {} if tokens is None else {"perf/response_tokens_per_s": tokens / (timings["timing_s/step"] - aside)}
 
     def seconds_left(self, step: int) -> float:
         """Seconds to the end at the mean pace of the steps so far."""
@@ -64,6 +266,7 @@ class Journal:
                 if index in divergences:
                     line["divergence"] = [round(float(value), 6) for value in divergences[index]]
                 write_line(file, line)
+        self.response_tokens = sum(len(rollout.token_ids) for _, rollout, _ in every_rollout(groups))
 
     def validation(self, step: int, groups: Sequence[Group]) -> None:
         """Writes `validation/<step>.jsonl`, a line per response."""
@@ -92,18 +295,22 @@ class Journal:
         }
 
     def farewell(self, checkpoint: Path | None) -> None:
-        """The table of before and after, and where everything lies."""
-        self.console.print(final_table(self.history))
+        """The table of before and after, how it went, and where everything lies."""
+        self.screen.close()
+        if table := final_table(self.history):
+            self.screen.show(table)
         places = {
             "metrics": self.folders.output / "metrics.jsonl",
             "rollouts": self.folders.rollouts,
             "validation": self.folders.validation,
             "manifest": self.folders.output / "manifest.json",
+            **{name: self.folders.output / name for name in self.trackers.open},
         }
         if checkpoint is not None:
             places["model"] = checkpoint / "hf"
-        for name, place in places.items():
-            self.console.print(f"  {name:<11}{place}", highlight=False, soft_wrap=True)
+        told = summary(self.history, self.last_step, time.monotonic() - self.screen.started)
+        for name, text in {**told, **places}.items():
+            self.screen.say(f"  {name:<11} {text}")
 
 
 def every_rollout(groups: Sequence[Group]) -> Iterator[tuple[Group, Rollout, Outcome]]:
@@ -137,41 +344,3 @@ def rounded(metrics: Mapping[str, float]) -> dict[str, float | None]:
         name: value if isinstance(value, int) else float(f"{value:.9g}") if math.isfinite(value) else None
         for name, value in metrics.items()
     }
-
-
-def step_line(record: Mapping[str, Any], last_step: int, seconds_left: float) -> str:
-    """What the terminal says of a step."""
-    parts = [f"step {record['step']:>{len(str(last_step))}}/{last_step}"]
-    shown = {
-        "critic/rewards/mean": "reward {:.3f}",
-        "self_distillation/reprompt_sample_fraction": "usable {:.0%}",
-        "self_distillation/divergence": "divergence {:.4f}",
-        "actor/grad_norm": "grad {:.2f}",
-        "rollout_corr/publish_max_abs_diff": "sync {:.0e}",
-    }
-    parts += [form.format(record[name]) for name, form in shown.items() if record.get(name) is not None]
-    for name, value in record.items():
-        if name.startswith("val-core/") and value is not None:
-            _, source, _, metric = name.split("/")
-            parts.append(f"{source} {metric} {100 * value:.1f}")
-    parts.append(f"{record['timing_s/step']:.1f} s")
-    if record["step"] < last_step and math.isfinite(seconds_left):
-        parts.append(f"{seconds_left:.0f} s left")
-    return "  ".join(parts)
-
-
-def final_table(history: Sequence[Mapping[str, Any]]) -> Table:
-    """Held-out quality before and after, in per cent."""
-    validated = [record for record in history if any(name.startswith("val-core/") for name in record)]
-    table = Table(title="held-out quality, per cent")
-    for column in ("data source", "metric", "before", "after", "gain"):
-        table.add_column(column, justify="right" if column in ("before", "after", "gain") else "left")
-    if not validated:
-        return table
-    first, last = validated[0], validated[-1]
-    for name in (name for name in last if name.startswith("val-core/")):
-        _, source, _, metric = name.split("/")
-        before, after = 100 * float(first[name]), 100 * float(last[name])
-        table.add_row(source, metric, f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}")
-    table.caption = f"steps {first['step']} and {last['step']}"
-    return table

@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from trainer.config import flags
-from trainer.config.schema import Config
+from trainer.config.published import REASONS
+from trainer.config.schema import Actor, Config
 from trainer.errors import BadInputError
 
 FOLDER = Path(__file__).resolve().parent
@@ -40,23 +41,20 @@ def resolve(config_name: str, overrides: Sequence[str], environment: Mapping[str
     """The configuration that a command asks for.
 
     Raises:
-        BadInputError: unknown method, unknown key, wrong type or impossible combination; all at once.
+        BadInputError: unknown method, unknown keys, wrong types, and missing files beside them; all at once.
+            Combinations that cannot be run are left to `contradictions`, to be told with what is wrong in the data.
     """
     if config_name not in METHODS:
         raise BadInputError([f"--config-name {config_name}: no such method; known: {', '.join(METHODS)}"])
-    from_flags = flags.overrides_from(environment)
-    asked = [*from_flags.values(), *overrides]
+    from_flags = flags.settings_from(environment)
+    asked = [*(flags.as_override(key, value) for key, value in from_flags.values()), *overrides]
     tree = compose_tree(config_name, asked)
-    problems = flags.unsupported(environment)
     schema = TypeAdapter(Config)
     try:
         config = schema.validate_python(tree)
     except ValidationError as error:
-        raise BadInputError([*problems, *explained(error, tree)]) from None
-    problems += contradictions(config)
-    if problems:
-        raise BadInputError(problems)
-    won = (*(f"{name} -> {override}" for name, override in from_flags.items()), *overrides)
+        raise BadInputError([*explained(error, tree), *missing_paths(tree)]) from None
+    won = (*(f"{key}={value} ({name})" for name, (key, value) in from_flags.items()), *overrides)
     return Resolved(config, schema.dump_python(config, mode="json"), won)
 
 
@@ -103,8 +101,15 @@ def explained(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
             sentences.append(f"{key}={fault['input']!r}: {fault['msg'].lower()}")
             continue
         inner = leaves(fault["input"], f"{key}.") if isinstance(fault["input"], Mapping) else [key]
-        sentences += [f"{leaf}: unknown key{nearest(leaf, known)}" for leaf in inner]
+        sentences += [refusal(leaf, known) for leaf in inner]
     return sentences
+
+
+def refusal(key: str, known: Sequence[str]) -> str:
+    """Why an unknown key is refused: a published one with the reason, another with the nearest valid key."""
+    if key in flags.NAMES:
+        return f"{key}: a flag of the environment, no key; write {key}=... before the command"
+    return f"{key}: {REASONS[key]}" if key in REASONS else f"{key}: unknown key{nearest(key, known)}"
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
@@ -119,28 +124,90 @@ def nearest(key: str, known: Sequence[str]) -> str:
     return f"; did you mean {best}?" if likeness(best) > 1 else "; docs/configuration.md lists the keys"
 
 
+def missing_paths(tree: Mapping[str, Any]) -> list[str]:
+    """Sentences for data files and model folders that are not there, from a tree that the schema refuses."""
+    data, model = tree.get("data") or {}, (tree.get("actor_rollout_ref") or {}).get("model") or {}
+    sentences = missing_files({f"data.{name}": data.get(name) for name in ("train_files", "val_files")})
+    folder = model.get("path")
+    if isinstance(folder, str) and folder.startswith(("/", ".", "~")) and not Path(folder).exists():
+        sentences.append(f"{MODEL_KEY}={folder}: no such folder")
+    return sentences
+
+
+def missing_files(named: Mapping[str, Any]) -> list[str]:
+    """A sentence for every data file, by key, that is neither there nor to be made of JSON Lines beside it."""
+    return [
+        f"{key}={path}: no such file"
+        for key, path in named.items()
+        if isinstance(path, str) and not any(Path(path).with_suffix(end).is_file() for end in (".parquet", ".json"))
+    ]
+
+
 def contradictions(config: Config) -> list[str]:
     """Sentences for combinations of valid values that cannot be run."""
-    data, actor, rollout = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    distill = actor.self_distillation
-    problems = []
-    if data.train_batch_size % actor.ppo_mini_batch_size and actor.ppo_mini_batch_size < data.train_batch_size:
-        problems.append(
+    actor = config.actor_rollout_ref.actor
+    return [*length_faults(config), *batch_faults(config), *(view_faults(config) if distils(actor) else [])]
+
+
+def distils(actor: Actor) -> bool:
+    """True for a loss that asks a teacher."""
+    return actor.policy_loss.loss_mode == "sdpo"
+
+
+def batch_faults(config: Config) -> list[str]:
+    """Batches that do not divide, and groups too small to compare."""
+    batch, actor, n = config.data.train_batch_size, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
+    faults = []
+    if actor.ppo_mini_batch_size < batch and batch % actor.ppo_mini_batch_size:
+        faults.append(
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} does not divide "
-            f"data.train_batch_size={data.train_batch_size}; choose a divisor"
+            f"data.train_batch_size={batch}; choose a divisor"
         )
+    if n < 2:
+        why = "a group of one has no peers" if distils(actor) else "an advantage is relative to a group"
+        faults.append(
+            f"actor_rollout_ref.rollout.n={n}: {why}; use 2 or more (ROLLOUT_BATCH_SIZE), the published value is 8"
+        )
+    return faults
+
+
+def length_faults(config: Config) -> list[str]:
+    """Lengths that exclude each other."""
+    data, rollout = config.data, config.actor_rollout_ref.rollout
     longest = data.max_prompt_length + data.max_response_length
-    if rollout.max_model_len is not None and rollout.max_model_len < longest:
-        problems.append(
-            f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is below data.max_prompt_length + "
-            f"data.max_response_length = {longest}; raise it, or set it to null"
+    if rollout.max_model_len is None or rollout.max_model_len >= longest:
+        return []
+    return [
+        f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is below data.max_prompt_length + "
+        f"data.max_response_length = {longest}; raise it, or set it to null"
+    ]
+
+
+def view_faults(config: Config) -> list[str]:
+    """Teacher views that can never be, or that this version does not build."""
+    distill, prefix = config.actor_rollout_ref.actor.self_distillation, "actor_rollout_ref.actor.self_distillation"
+    shown = (
+        distill.include_primary_solution,
+        distill.include_another_solution,
+        distill.include_failure_solution,
+        distill.include_environment_feedback,
+    )
+    faults = []
+    if not any(shown):
+        faults.append(
+            f"{prefix}: no peer and no feedback is included, so there is nothing to learn from; "
+            f"set include_primary_solution=true"
         )
-    peers = distill.include_primary_solution or distill.include_another_solution or distill.include_failure_solution
-    if actor.policy_loss.loss_mode == "sdpo" and peers and rollout.n < 2:
-        problems.append(
-            f"actor_rollout_ref.rollout.n={rollout.n}: a group of one has no peers; use 2 or more "
-            f"(ROLLOUT_BATCH_SIZE), published 8"
+    if distill.max_reprompt_len <= config.data.max_prompt_length:
+        faults.append(
+            f"{prefix}.max_reprompt_len={distill.max_reprompt_len} leaves no room for peers beside a prompt of "
+            f"data.max_prompt_length={config.data.max_prompt_length}; raise it (published: 10240)"
         )
-    if actor.policy_loss.loss_mode == "vanilla" and rollout.n < 2:
-        problems.append(f"actor_rollout_ref.rollout.n={rollout.n}: group-relative advantages need 2 or more rollouts")
-    return problems
+    if distill.summarize_solutions:
+        faults.append(f"{prefix}.summarize_solutions=true: this version has no summaries; set it to false")
+    if distill.peer_control_mode != "none":
+        faults.append(
+            f"{prefix}.peer_control_mode={distill.peer_control_mode}: this version has no matched-budget "
+            f"controls (nor a match by {distill.peer_control_match}); set it to none"
+        )
+    return faults

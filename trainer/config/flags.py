@@ -25,6 +25,9 @@ FLAGS: dict[str, str] = {
     "INCLUDE_FAILURE_SOLUTION": f"{DISTILL}.include_failure_solution",
     "FAILURE_SOLUTION_CONDITION": f"{DISTILL}.failure_solution_condition",
     "DONTS_REPROMPT_ON_SELF_SUCCESS": f"{DISTILL}.dont_reprompt_on_self_success",
+    "SUMMARIZE_SOLUTIONS": f"{DISTILL}.summarize_solutions",
+    "PEER_CONTROL_MODE": f"{DISTILL}.peer_control_mode",
+    "PEER_CONTROL_MATCH": f"{DISTILL}.peer_control_match",
     "ROLLOUT_BATCH_SIZE": "actor_rollout_ref.rollout.n",
     "ROLLOUT_BACKEND": "actor_rollout_ref.rollout.name",
     "ROLLOUT_MAX_MODEL_LEN": "actor_rollout_ref.rollout.max_model_len",
@@ -37,43 +40,30 @@ FLAGS: dict[str, str] = {
     "VALIDATION_DATA_DIR": "trainer.validation_data_dir",
 }
 
-NEUTRAL: dict[str, tuple[str, ...]] = {
-    "SUMMARIZE_SOLUTIONS": ("False", "false", "0"),
-    "PEER_CONTROL_MODE": ("none",),
-    "PEER_CONTROL_MATCH": ("block",),
-}
-"""Flags of options that this version does not have: only the value that means `off` is taken."""
+
+NAMES = frozenset((*FLAGS, "DATA_PATH", "VAL_DATA_PATH"))
+"""Every flag."""
 
 
-def overrides_from(environment: Mapping[str, str]) -> dict[str, str]:
-    """The overrides `key=value` that the environment's flags stand for, by flag name.
+def settings_from(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The key and the value that each flag of the environment sets, by flag name.
 
     DATA_PATH names a folder with train and test parquet; VAL_DATA_PATH another one (or a file) for
     the held-out prompts.
     """
-    given = {name: environment[name] for name in FLAGS if environment.get(name)}
-    found = {name: f"{FLAGS[name]}={quoted(value)}" for name, value in given.items()}
+    found = {name: (key, environment[name]) for name, key in FLAGS.items() if environment.get(name)}
     if folder := environment.get("DATA_PATH"):
-        found["DATA_PATH"] = f"data.train_files={quoted(str(Path(folder) / 'train.parquet'))}"
+        found["DATA_PATH"] = ("data.train_files", str(Path(folder) / "train.parquet"))
     if held_out := environment.get("VAL_DATA_PATH") or environment.get("DATA_PATH"):
         path = Path(held_out)
         file = path if path.suffix == ".parquet" else path / "test.parquet"
-        found["VAL_DATA_PATH"] = f"data.val_files={quoted(str(file))}"
+        found["VAL_DATA_PATH"] = ("data.val_files", str(file))
     return found
 
 
-def unsupported(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for every flag that asks for an option this version does not have."""
-    return [
-        f"{name}={environment[name]}: this version has no such option; leave {name} unset or set it to {off[0]}"
-        for name, off in NEUTRAL.items()
-        if environment.get(name) and environment[name] not in off
-    ]
-
-
-def quoted(value: str) -> str:
-    """The value as Hydra reads it back unchanged, a text for the schema to convert; `null` stays null."""
+def as_override(key: str, value: str) -> str:
+    """`key=value` as Hydra reads the value back unchanged, a text for the schema to convert; `null` stays null."""
     if value == "null":
-        return value
+        return f"{key}=null"
     escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
-    return f"'{escaped}'"
+    return f"{key}='{escaped}'"

@@ -31,6 +31,8 @@ def type_name(hint: Any) -> str:
         return str(hint.__name__) if isinstance(hint, type) else str(hint)
     if "Literal" in str(get_origin(hint)):
         return ", ".join(map(str, get_args(hint)))
+    if get_args(hint)[-1] is ...:
+        return f"list out of {type_name(get_args(hint)[0])}"
     if get_origin(hint) in (dict, tuple):
         return str(hint)
     return " or ".join(type_name(part) for part in get_args(hint))

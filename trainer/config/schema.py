@@ -99,6 +99,12 @@ class SelfDistillation:
     """A successful rollout is never its own demonstration."""
     remove_thinking_from_demonstration: bool
     """Strips thinking from every peer."""
+    summarize_solutions: bool
+    """Shows short accounts of siblings; not offered yet, so false."""
+    peer_control_mode: Literal["none", "random_peer", "unrelated_prompt", "success_only_matched"]
+    """Matched-budget control of the peers; not offered yet, so none."""
+    peer_control_match: Literal["block", "token"]
+    """What a control matches."""
     max_reprompt_len: int = Field(ge=1)
     """Longest teacher prompt, in tokens; peers are shortened to fit."""
     reprompt_template: str
@@ -163,6 +169,10 @@ class Rollout:
     """Share of a GPU's memory that the sampler may take."""
     kv_cache_mib: int = Field(ge=1)
     """Key-value cache of the sampler on a machine without a GPU, in MiB."""
+    update_weights_bucket_megabytes: int = Field(ge=1)
+    """Most weights gathered and sent to the sampler at once, in MiB; a larger weight travels alone."""
+    sync_tolerance: Literal["auto"] | float | None
+    """Most nats between sampler and actor after a publish; auto: 1e-3 on the CPU, 1.0 on GPUs; null never stops."""
     val_kwargs: ValKwargs
 
 
@@ -206,6 +216,10 @@ class Trainer:
     """Actor processes of a node, one per GPU; null: every visible GPU, or one process on the CPU."""
     nnodes: int = Field(ge=1)
     """Nodes of the run."""
+    logger: tuple[Literal["console", "jsonl", "tensorboard", "wandb"], ...]
+    """Where steps are shown; wandb is offline without a key, and metrics.jsonl is written in any case."""
+    project_name: str
+    """The project at wandb."""
     experiment_name: str | None
     """Name of the run; null: made of method, data, model and key settings."""
     experiment_suffix: str

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 
 from mopd.losses import token_logprobs
 from mopd.teacher import ema_
@@ -22,6 +24,7 @@ from trainer.forward import ResponseScorer, TokenBatch, batch_of, padded
 from trainer.meters import Meter
 from trainer.objectives import LossSettings, Targets, contribution
 from trainer.packing import MiniBatch, Sample, loss_mask
+from trainer.weights import LINKS, Link, Transfer, responses_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class PolicyWorker:
         self.gradient_checkpointing = gradient_checkpointing
         self.loss, self.optim, self.teacher_update_rate = loss, optim, teacher_update_rate
         self.tokens_forwarded = 0
+        self.link: Link | None = None
         torch.manual_seed(seed)
 
     def rendezvous(self) -> tuple[str, int]:
@@ -116,10 +120,40 @@ class PolicyWorker:
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         return {"torch": torch.__version__, "parameters": parameters}
 
-    def logprobs(self, sequences: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
-        """The student's log-probs [T] of each (prompt, response), tempered. A collective: all ranks call it."""
-        batches = [batch_of([prompt], [response], self.device) for prompt, response in sequences]
-        return [row for batch in batches for row in self.score(batch)]
+    def connect(self, sampler: Any, transfer: Transfer) -> None:
+        """Opens rank 0's way to a sampler; an earlier way is given up."""
+        self.link = None if self.rank else LINKS[transfer.backend](sampler, transfer)
+
+    def publish(self, version: int, sequences: Sequence[IntArray]) -> tuple[list[FloatArray], list[FloatArray]]:
+        """Gives the sampler the student's weights as `version`; ours and the sampler's log-probs of `sequences`.
+
+        A collective: all ranks call it. What matters is rank 0's answer.
+        """
+        weights = fsdp.full_weights(self.student)
+        try:
+            if self.link is not None:
+                numels = [parameter.numel() for parameter in self.student.model.parameters()]
+                self.link.publish(weights, numels, version, sequences)
+        finally:
+            # Gathering and scoring are collectives: whatever became of the sampler, every rank goes through both.
+            for _ in weights:
+                pass
+            ours = self.logprobs(sequences)
+        return ours, [] if self.link is None else self.link.answers()
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
+        """The student's log-probs [L - 1] of every token [L] after the first, at temperature 1."""
+        if not sequences:
+            return []
+        batch = batch_of([tokens[:1] for tokens in sequences], [tokens[1:] for tokens in sequences], self.device)
+        logits = self.forward(self.student, batch) * self.loss.temperature
+        rows = token_logprobs(logits, batch.tokens).cpu().numpy()
+        return [row[: len(tokens) - 1] for row, tokens in zip(rows, sequences, strict=True)]
+
+    def responses(self, backend: str) -> dict[str, FloatArray]:
+        """How every weight answers the probe, on rank 0. A collective: all ranks call it."""
+        return responses_of(fsdp.full_weights(self.student), LINKS[backend].dtype)
 
     @torch.no_grad()
     def score(self, batch: TokenBatch) -> list[FloatArray]:
@@ -230,6 +264,9 @@ class PolicyWorker:
         """Tempered logits [B, T, V] of the responses."""
         self.tokens_forwarded += batch.input_ids.numel()
         logits: Tensor = scorer(batch, self.loss.temperature)
+        if not torch.is_grad_enabled():
+            # FSDP keeps the outermost weights gathered for a backward pass, which does not come.
+            cast(FSDPModule, scorer).reshard()
         return logits
 
     def weights(self) -> dict[str, Tensor]:
@@ -239,7 +276,7 @@ class PolicyWorker:
             for _ in gathered:
                 pass
             return {}
-        return dict(gathered)
+        return {name: weight.to("cpu", copy=True) for name, weight in gathered}
 
     def save(self, folder: str) -> None:
         """Writes the student in Hugging Face form on rank 0. A collective: all ranks call it."""

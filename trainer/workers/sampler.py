@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from trainer.workers.sampler_types import Request, Response, SamplingSettings
+from mopd.types import FloatArray, IntArray
+from trainer.workers.sampler_types import Fingerprint, Request, Response, SamplingSettings
 
 CPU_BATCHED_TOKENS = 8192
 """Tokens that the engine takes in one go on a machine without a GPU."""
 
 
 class SamplerWorker:
-    """Draws responses with vLLM and takes new weights by name."""
+    """Draws responses with vLLM; takes new weights by vLLM's weight-transfer calls, which keep their names here."""
 
     def __init__(
         self,
@@ -28,9 +27,13 @@ class SamplerWorker:
         enable_prefix_caching: bool,
         gpu_memory_utilization: float,
         kv_cache_mib: int,
+        transfer_backend: str,
     ) -> None:
         # Here and not above: whoever only names this class need not wait for the engine's import.
         import vllm
+        from vllm.config import WeightTransferConfig
+
+        from trainer.workers import sampler_transfer
 
         on_cpu = device == "cpu"
         # On CPU a prompt goes in whole: the engine rewinds a seeded generator after a partial prompt,
@@ -54,8 +57,10 @@ class SamplerWorker:
             # Of the tempered, truncated distribution; vLLM's default would ignore the temperature.
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
+            weight_transfer_config=WeightTransferConfig(backend=transfer_backend),
             **machine,
         )
+        self.transfer = sampler_transfer
         self.on_cpu, self.version, self.vllm_version = on_cpu, 0, str(vllm.__version__)
 
     def describe(self) -> dict[str, str]:
@@ -80,19 +85,50 @@ class SamplerWorker:
         answers = self.engine.generate(prompts, parameters, use_tqdm=False)
         return self.version, [response_of(answer.outputs[0]) for answer in answers]
 
-    def load(self, weights: Mapping[str, torch.Tensor], version: int) -> float:
-        """Replaces the weights and forgets cached prefixes; returns the seconds it took."""
-        started = time.perf_counter()
+    def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
+        """Opens the way by which weights will come."""
+        self.engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
 
-        def named_weights() -> Iterator[tuple[str, torch.Tensor]]:
-            yield from weights.items()
+    def start_weight_update(self) -> None:
+        """Makes the model wait for weights; nothing may be sampled until they are all there."""
+        self.engine.collective_rpc("start_weight_update")
 
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights()})
+    def update_weights(self, update_info: Mapping[str, Any]) -> None:
+        """Takes one bucket."""
+        self.engine.collective_rpc("update_weights", kwargs={"update_info": update_info})
+
+    def finish_weight_update(self, version: int) -> None:
+        """The last bucket was taken: the weights are those of `version` from now on."""
+        self.engine.collective_rpc("finish_weight_update")
         if self.on_cpu:
-            self.engine.apply_model(repack_tied_head)
+            self.engine.apply_model(self.transfer.repack_tied_head)
         self.engine.reset_prefix_cache()
         self.version = version
-        return time.perf_counter() - started
+
+    def score(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
+        """Log-probs [L - 1] of every token [L] after the first, at temperature 1."""
+        from vllm import SamplingParams, TokensPrompt
+
+        if not sequences:
+            return []
+        prompts = [TokensPrompt(prompt_token_ids=sequence.tolist()) for sequence in sequences]
+        # The engine computes prompts with log-probs anew, whatever prefixes it has cached.
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        answers = self.engine.generate(prompts, parameters, use_tqdm=False)
+        # Sampling goes on as if nothing had been scored.
+        self.engine.reset_prefix_cache()
+        return [prompt_logprobs(answer) for answer in answers]
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """How every parameter group answers the probe."""
+        [found] = self.engine.apply_model(self.transfer.fingerprints)
+        return dict(found)
+
+
+def prompt_logprobs(answer: Any) -> FloatArray:
+    """vLLM's log-probs of a prompt as an array; there is none of the first token."""
+    pairs = zip(answer.prompt_logprobs[1:], answer.prompt_token_ids[1:], strict=True)
+    return np.asarray([entry[token].logprob for entry, token in pairs], dtype=np.float32)
 
 
 def response_of(output: Any) -> Response:
@@ -104,16 +140,3 @@ def response_of(output: Any) -> Response:
         output.text,
         str(output.finish_reason or "error"),
     )
-
-
-def repack_tied_head(model: Any) -> None:
-    """Rebuilds the packed copy of an output layer that shares the embedding's weights.
-
-    On CPU linear layers compute from a packed copy. A reload refreshes it only for layers that
-    receive weights of their own; a tied output layer receives none and would keep the old values.
-    """
-    head = getattr(model, "lm_head", None)
-    embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
-    if head is None or embedding is None or head.weight.data_ptr() != embedding.weight.data_ptr():
-        return
-    head.quant_method.process_weights_after_loading(head)

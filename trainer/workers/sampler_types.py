@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mopd.types import FloatArray, IntArray
 
 
@@ -36,3 +38,18 @@ class Response:
     """[T], of the distribution sampled from: after temperature and top-p."""
     text: str
     finish_reason: str
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """How a parameter group of the sampler answers the probe."""
+
+    weights: tuple[str, ...]
+    """The trainer's weights that the group is made of, in order."""
+    response: FloatArray
+    """The output of a linear layer or of an embedding's matrix; a vector of weights stands for itself."""
+
+
+def probe(width: int) -> FloatArray:
+    """The input [width] of every fingerprint: the same in every process, and alike nowhere."""
+    return np.cos(np.arange(width, dtype=np.float64)).astype(np.float32)

@@ -1,0 +1,177 @@
+"""FSDP2 on real processes: ranks and micro-batches change no gradient; bad gradients are skipped alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mopd.types import TokenStreams
+from tests.e2e.conftest import ROOT
+from trainer import cluster, fsdp
+from trainer.assemble import loss_settings, worker_environment
+from trainer.config.compose import resolve
+from trainer.meters import Meter
+from trainer.packing import MiniBatch, Sample, plan_mini_batch
+from trainer.workers.policy import OptimSettings, PolicyWorker
+
+pytestmark = pytest.mark.e2e
+MODEL = str(ROOT / "datasets" / "chain" / "model")
+DEADLINE_S = 120.0
+
+
+class GradientWorker(PolicyWorker):
+    """Shows the gradient that a mini-batch adds up to, before any clipping, and the teacher."""
+
+    def teacher_weights(self) -> dict[str, Any]:
+        assert self.teacher is not None
+        return dict(fsdp.full_weights(self.teacher))
+
+    def gradient(self, mini_batch: MiniBatch) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
+        self.loss_sum = 0.0
+        for micro_batch in mini_batch.micro_batches:
+            self.accumulate(micro_batch, None, mini_batch, Meter(), frozenset())
+        whole = {name: weight.grad.full_tensor().numpy() for name, weight in self.student.named_parameters()}
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.loss_sum, whole
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    cluster.start(worker_environment("cpu", offline=True), num_cpus=4)
+    yield
+    actors.cache_clear()
+    cluster.stop()
+
+
+@functools.cache
+def actors(ranks: int, method: str, *overrides: str, checkpointing: bool = False) -> list[Any]:
+    """Ranks of an actor that have joined; the same ones when asked again."""
+    config = resolve(method, overrides, {}).config
+    workers = [
+        cluster.spawn(
+            GradientWorker,
+            num_cpus=0,
+            num_gpus=0,
+            rank=rank,
+            ranks=ranks,
+            device="cpu",
+            model_path=MODEL,
+            attn_implementation="sdpa",
+            gradient_checkpointing=checkpointing,
+            loss=loss_settings(config),
+            optim=OptimSettings(1e-3, 0, 0.01, (0.9, 0.999), 1.0),
+            teacher_update_rate=0.5,
+            seed=0,
+            deadline_s=DEADLINE_S,
+        )
+        for rank in range(ranks)
+    ]
+    [(host, port)] = cluster.gather([workers[0].rendezvous.remote()], "rendezvous", DEADLINE_S)
+    cluster.gather([worker.join.remote(host, port) for worker in workers], "joining", DEADLINE_S)
+    return workers
+
+
+def ragged_samples(count: int) -> list[Sample]:
+    """Sequences of many lengths; every fourth has no usable view."""
+    rng = np.random.default_rng(3)
+    samples = []
+    for index in range(count):
+        length = int(rng.integers(1, 24))
+        ones = np.ones(length, dtype=np.float32)
+        usable = index % 4 != 3
+        samples.append(
+            Sample(
+                index,
+                rng.integers(0, 300, int(rng.integers(3, 20))).astype(np.int32),
+                rng.integers(0, 300, length).astype(np.int32),
+                -rng.random(length).astype(np.float32) * 5,
+                rng.integers(0, 300, int(rng.integers(5, 60))).astype(np.int32) if usable else None,
+                TokenStreams(ones, ones * usable, ones * float(rng.normal())),
+            )
+        )
+    return samples
+
+
+def norm(gradient: dict[str, np.ndarray[Any, Any]]) -> float:
+    """The norm of a whole gradient."""
+    return float(np.sqrt(sum((values.astype(np.float64) ** 2).sum() for values in gradient.values())))
+
+
+def gradient(
+    workers: Sequence[Any], samples: Sequence[Sample], budget: int, distils: bool
+) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
+    """Loss and gradient of one mini-batch over all ranks."""
+    plans = plan_mini_batch(samples, len(workers), budget, distils)
+    references = [worker.gradient.remote(plan) for worker, plan in zip(workers, plans, strict=True)]
+    answers = cluster.gather(references, "adding up gradients", DEADLINE_S)
+    return sum(loss for loss, _ in answers), answers[0][1]
+
+
+@pytest.mark.parametrize(
+    ("method", "aggregation"), [("mopd", "token-mean"), ("mopd", "seq-mean-token-mean"), ("grpo", "token-mean")]
+)
+def test_ranks_and_micro_batches_change_neither_loss_nor_gradient(ray: None, method: str, aggregation: str) -> None:
+    samples, distils = ragged_samples(13), method == "mopd"
+    override = [f"actor_rollout_ref.actor.loss_agg_mode={aggregation}"] if aggregation != "token-mean" else []
+    one, two = actors(1, method, *override), actors(2, method, *override)
+    loss, wanted = gradient(one, samples, 100_000, distils)
+    assert norm(wanted) > 0
+    for workers, budget in ((one, 90), (two, 100_000), (two, 90)):
+        other_loss, found = gradient(workers, samples, budget, distils)
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        gap = norm({name: found[name] - values for name, values in wanted.items()}) / norm(wanted)
+        assert gap < 1e-5, (gap, len(workers), budget)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_on_all_ranks_alike(ray: None) -> None:
+    workers = actors(2, "grpo")
+    samples = ragged_samples(4)
+    poisoned = [
+        samples[0],
+        samples[1],
+        Sample(
+            2,
+            samples[2].prompt_ids,
+            samples[2].response_ids,
+            np.full(len(samples[2].response_ids), np.nan, dtype=np.float32),
+            None,
+            samples[2].streams,
+        ),
+    ]
+    before = cluster.gather([worker.weights.remote() for worker in workers], "weights", DEADLINE_S)[0]
+    plans = plan_mini_batch(poisoned, 2, 100_000, distils=False)
+    references = [worker.update.remote([plan], 1, frozenset()) for worker, plan in zip(workers, plans, strict=True)]
+    updates = cluster.gather(references, "updating", DEADLINE_S)
+    assert [update.skipped for update in updates] == [1, 1]
+    after = cluster.gather([worker.weights.remote() for worker in workers], "weights", DEADLINE_S)[0]
+    assert all((before[name] == after[name]).all() for name in before)
+    plans = plan_mini_batch(samples, 2, 100_000, distils=False)
+    references = [worker.update.remote([plan], 2, frozenset()) for worker, plan in zip(workers, plans, strict=True)]
+    updates = cluster.gather(references, "updating", DEADLINE_S)
+    assert [update.skipped for update in updates] == [0, 0]
+    moved = cluster.gather([worker.weights.remote() for worker in workers], "weights", DEADLINE_S)[0]
+    assert any((before[name] != moved[name]).any() for name in before)
+
+
+def test_gradient_checkpointing_changes_no_gradient(ray: None) -> None:
+    samples = ragged_samples(6)
+    loss, wanted = gradient(actors(1, "mopd"), samples, 100_000, True)
+    other_loss, found = gradient(actors(1, "mopd", checkpointing=True), samples, 100_000, True)
+    assert other_loss == pytest.approx(loss, rel=1e-6)
+    for name, values in wanted.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-8)
+
+
+def test_the_teacher_follows_the_student_by_its_rate(ray: None) -> None:
+    [worker] = actors(1, "mopd")
+    before = cluster.gather([worker.weights.remote()], "weights", DEADLINE_S)[0]
+    plans = plan_mini_batch(ragged_samples(4), 1, 100_000, True)
+    cluster.gather([worker.update.remote(plans, 1, frozenset())], "updating", DEADLINE_S)
+    student = cluster.gather([worker.weights.remote()], "weights", DEADLINE_S)[0]
+    teacher = cluster.gather([worker.teacher_weights.remote()], "weights", DEADLINE_S)[0]
+    for name, weight in teacher.items():
+        np.testing.assert_allclose(weight, 0.5 * before[name] + 0.5 * student[name], atol=1e-6)

@@ -1,0 +1,169 @@
+"""Bad input through the real command: exit code 2, what was wrong, the value, the remedy; and nothing is started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainer.config.compose import PROJECT
+from trainer.errors import BAD_INPUT
+from trainer.main import main
+
+CHAIN = PROJECT / "datasets" / "chain"
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """Runs the command, sees it refuse, and gives what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str, method: str = "mopd", **flags: str) -> str:
+        for flag, value in flags.items():
+            monkeypatch.setenv(flag, value)
+        monkeypatch.setattr("trainer.session.start_workers", lambda *_: pytest.fail("workers were started"))
+        assert main(["--config-name", method, *overrides]) == BAD_INPUT
+        assert not (tmp_path / "outputs").exists()
+        return capsys.readouterr().err
+
+    return run
+
+
+def rows(**changes: Any) -> list[dict[str, Any]]:
+    """Twenty rows as the embedded data has them, the second one changed."""
+    good: list[dict[str, Any]] = pq.read_table(CHAIN / "train.parquet").to_pylist()[:20]
+    good[1] = {**good[1], **changes}
+    return good
+
+
+def data_folder(folder: Path, train: list[dict[str, Any]]) -> str:
+    """A DATA_PATH with these training rows and the embedded held-out ones."""
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(train), folder / "train.parquet")
+    shutil.copy(CHAIN / "test.parquet", folder / "test.parquet")
+    return str(folder)
+
+
+def test_a_missing_data_folder_is_told_for_both_files_with_the_command(refuse: Refuse, tmp_path: Path) -> None:
+    said = refuse(DATA_PATH=str(tmp_path / "none"))
+    assert said.count("no such file") == 2
+    assert f"python data/preprocess.py --data_source {tmp_path}/none" in said
+
+
+def test_a_missing_model_folder_is_told_with_the_missing_data(refuse: Refuse, tmp_path: Path) -> None:
+    said = refuse(MODEL_PATH=str(tmp_path / "none"), DATA_PATH=str(tmp_path / "nothing"))
+    assert "MODEL_PATH must name a Hugging Face model folder" in said
+    assert said.count("no such file") == 2
+    assert "3 problems" in said
+
+
+@pytest.mark.parametrize("fault", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_model_folder_that_lacks_a_part_is_refused(refuse: Refuse, tmp_path: Path, fault: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHAIN / "model", folder)
+    (folder / fault).unlink()
+    said = refuse(MODEL_PATH=str(folder))
+    words = {
+        "config.json": "no config.json",
+        "model.safetensors": "no weights",
+        "tokenizer.json": "no tokenizer",
+        "chat_template.jinja": "no chat template",
+    }
+    assert words[fault] in said
+    assert str(folder) in said
+
+
+def test_a_damaged_model_description_is_refused(refuse: Refuse, tmp_path: Path) -> None:
+    shutil.copytree(CHAIN / "model", tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{")
+    assert "config.json cannot be read" in refuse(MODEL_PATH=str(tmp_path / "model"))
+
+
+def test_lengths_beyond_the_model_are_refused(refuse: Refuse) -> None:
+    most = json.loads((CHAIN / "model" / "config.json").read_text())["max_position_embeddings"]
+    said = refuse(f"data.max_response_length={most}")
+    assert f"reads {most} tokens" in said
+    assert "ROLLOUT_RESPONSE_LENGTH" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reward_model": {"style": "rule", "ground_truth": None}}, "row 1: reward_model.ground_truth=None"),
+        ({"prompt": []}, "row 1: prompt=[] must end with a user message"),
+        ({"data_source": "chian"}, "data_source 'chian' has no verifier; known: chain, sciknoweval"),
+    ],
+)
+def test_a_row_that_is_no_task_is_refused(refuse: Refuse, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    assert words in refuse(DATA_PATH=data_folder(tmp_path / "data", rows(**changes)))
+
+
+def test_a_missing_column_is_named(refuse: Refuse, tmp_path: Path) -> None:
+    without = [{key: value for key, value in row.items() if key != "reward_model"} for row in rows()]
+    said = refuse(DATA_PATH=data_folder(tmp_path / "data", without))
+    assert "no column reward_model" in said
+
+
+def test_a_batch_larger_than_the_data_is_refused(refuse: Refuse, tmp_path: Path) -> None:
+    said = refuse(
+        "actor_rollout_ref.actor.ppo_mini_batch_size=32",
+        DATA_PATH=data_folder(tmp_path / "d", rows()),
+        TRAIN_BATCH_SIZE="32",
+    )
+    assert "data.train_batch_size=32" in said
+    assert "has 20 prompts that fit; lower TRAIN_BATCH_SIZE" in said
+
+
+def test_prompts_over_the_limit_are_counted_and_refused_when_they_may_not_be_left_out(refuse: Refuse) -> None:
+    said = refuse("data.filter_overlong_prompts=false", ROLLOUT_PROMPT_LENGTH="10")
+    assert "512 of 512 prompts exceed data.max_prompt_length=10" in said
+    assert "96 of 96 prompts exceed" in said
+
+
+def test_a_contradiction_is_told_beside_faulty_data(refuse: Refuse, tmp_path: Path) -> None:
+    said = refuse(DATA_PATH=str(tmp_path / "none"), ROLLOUT_BATCH_SIZE="1")
+    assert "a group of one has no peers" in said
+    assert "3 problems" in said
+
+
+def test_several_nodes_and_absent_gpus_are_refused(refuse: Refuse) -> None:
+    said = refuse("trainer.device=cuda", NNODES="2", N_GPUS_PER_NODE="64")
+    assert "set NNODES=1" in said
+    assert "trainer.n_gpus_per_node=64" in said
+
+
+def test_a_folder_that_cannot_be_written_is_refused(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "name another OUTPUT_DIR" in refuse(OUTPUT_DIR=str(tmp_path / "file" / "run"))
+
+
+def test_json_beside_a_missing_parquet_is_converted_or_its_fault_told(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"prompt": "x"}\n')
+    (tmp_path / "test.json").write_text("not json\n")
+    said = refuse(DATA_PATH=str(tmp_path))
+    assert "train.json" in said
+    assert "test.json" in said
+
+
+def test_an_unknown_method_is_refused(refuse: Refuse) -> None:
+    assert "no such method; known: mopd, sdpo, grpo" in refuse(method="modp")
+
+
+def test_the_resolved_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config-name", "mopd", "--cfg", "job"]) == 0
+    assert "max_reprompt_len: 10240" in capsys.readouterr().out
+
+
+def test_attention_that_is_not_installed_is_refused(refuse: Refuse) -> None:
+    assert "flash-attn is not installed" in refuse(ATTN_IMPLEMENTATION="flash_attention_2")
+
+
+def test_a_flag_given_as_a_key_is_explained(refuse: Refuse) -> None:
+    assert "write TOTAL_STEPS=... before the command" in refuse("TOTAL_STEPS=3")

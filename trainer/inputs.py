@@ -1,0 +1,207 @@
+"""Everything a run reads, read or refused before anything is started: devices, model, prompts. All faults at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from mopd.rewards import VERIFIERS
+from trainer.assemble import Placement
+from trainer.config.compose import PROJECT, contradictions, missing_files
+from trainer.config.schema import Config
+from trainer.errors import BadInputError
+from trainer.prompts import PromptSet, Renderer, load
+from trainer.tracking import missing_trackers
+
+MODEL_KEY = "actor_rollout_ref.model.path"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from."""
+
+    placement: Placement
+    renderer: Renderer
+    train: PromptSet
+    held_out: PromptSet
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Reads what the configuration names.
+
+    Raises:
+        BadInputError: every fault of configuration, devices, model and data, together.
+    """
+    problems = [*contradictions(config), *placement_faults(config), *missing_packages(config)]
+    if faults := model_faults(config):
+        raise BadInputError([*problems, *faults, *missing_data(config)])
+    try:
+        renderer = Renderer(load_tokenizer(config), config.data.apply_chat_template_kwargs)
+        sets = load_prompts(config, renderer)
+    except BadInputError as error:
+        raise BadInputError([*problems, *error.problems]) from None
+    if problems:
+        raise BadInputError(problems)
+    return Inputs(placement_of(config), renderer, *sets)
+
+
+def device_of(config: Config) -> str:
+    """cuda where it is asked for, or where a GPU is visible and nothing was said."""
+    asked = config.trainer.device
+    return ("cuda" if torch.cuda.device_count() else "cpu") if asked == "auto" else asked
+
+
+def placement_of(config: Config) -> Placement:
+    """The devices of the workers."""
+    device = device_of(config)
+    by_default = torch.cuda.device_count() if device == "cuda" else 1
+    return Placement(device, config.trainer.n_gpus_per_node or by_default)
+
+
+def placement_faults(config: Config) -> list[str]:
+    """Sentences for devices that are not there."""
+    asked, visible, faults = config.trainer, torch.cuda.device_count(), []
+    if device_of(config) == "cuda" and (asked.n_gpus_per_node or 1) > visible:
+        faults.append(
+            f"trainer.device={asked.device}, trainer.n_gpus_per_node={asked.n_gpus_per_node}: {visible} GPUs are "
+            f"visible; lower N_GPUS_PER_NODE, or set trainer.device=cpu"
+        )
+    if asked.nnodes > 1:
+        faults.append(f"trainer.nnodes={asked.nnodes}: this version runs on one node; set NNODES=1")
+    return faults
+
+
+def missing_packages(config: Config) -> list[str]:
+    """Sentences for packages that are asked for by a setting and are not installed."""
+    faults = missing_trackers(config.trainer.logger)
+    attention = config.actor_rollout_ref.model.attn_implementation
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        faults.append(
+            "actor_rollout_ref.model.attn_implementation=flash_attention_2: the package flash-attn is not installed; "
+            "docs/setup.md says how, or set ATTN_IMPLEMENTATION=sdpa"
+        )
+    return faults
+
+
+def model_faults(config: Config) -> list[str]:
+    """Sentences for a model folder that cannot be a model, or that is too short for the lengths asked."""
+    path = config.actor_rollout_ref.model.path
+    key, folder = f"{MODEL_KEY}={path}", Path(path)
+    if not folder.is_dir():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not os.environ.get("HF_HUB_OFFLINE"):
+            return []  # a name on the model hub
+        return [f"{key}: no such folder; MODEL_PATH must name a Hugging Face model folder"]
+    try:
+        described: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        return [f"{key}: the folder has no config.json; MODEL_PATH must name a Hugging Face model folder"]
+    except (OSError, ValueError) as error:
+        return [f"{key}: its config.json cannot be read ({error})"]
+    if not any(folder.glob("*.safetensors")):
+        return [f"{key}: the folder has no weights (*.safetensors)"]
+    most, wanted = described.get("max_position_embeddings"), longest_sequence(config)
+    if isinstance(most, int) and wanted > most:
+        return [
+            f"{key}: the model reads {most} tokens, and the lengths asked come to {wanted}; lower "
+            f"ROLLOUT_PROMPT_LENGTH, ROLLOUT_RESPONSE_LENGTH or self_distillation.max_reprompt_len"
+        ]
+    return []
+
+
+def longest_sequence(config: Config) -> int:
+    """Tokens of the longest sequence that any forward may see."""
+    data, distill = config.data, config.actor_rollout_ref.actor.self_distillation
+    distils = config.actor_rollout_ref.actor.policy_loss.loss_mode == "sdpo"
+    prompt = max(data.max_prompt_length, distill.max_reprompt_len if distils else 0)
+    return prompt + data.max_response_length
+
+
+def load_tokenizer(config: Config) -> Any:
+    """The tokenizer of the model's folder.
+
+    Raises:
+        BadInputError: there is none, or it has no chat template.
+    """
+    path = config.actor_rollout_ref.model.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInputError([f"{MODEL_KEY}={path}: no tokenizer could be loaded ({first_line})"]) from None
+    if not tokenizer.chat_template:
+        raise BadInputError(
+            [f"{MODEL_KEY}={path}: its tokenizer has no chat template; take an instruction-tuned model"]
+        )
+    return tokenizer
+
+
+def missing_data(config: Config) -> list[str]:
+    """Sentences for data files that are not there, for when nothing can be tokenized."""
+    return missing_files({"data.train_files": config.data.train_files, "data.val_files": config.data.val_files})
+
+
+def load_prompts(config: Config, renderer: Renderer) -> tuple[PromptSet, PromptSet]:
+    """Training and held-out prompts.
+
+    Raises:
+        BadInputError: the faults of both files together.
+    """
+    data, sets, problems = config.data, [], []
+    for key, path in (("data.train_files", data.train_files), ("data.val_files", data.val_files)):
+        try:
+            convert_beside(Path(path))
+            found = load(
+                path,
+                key,
+                renderer,
+                max_prompt_length=data.max_prompt_length,
+                drop_overlong=data.filter_overlong_prompts,
+            )
+        except BadInputError as error:
+            problems += error.problems
+            continue
+        problems += unknown_sources(key, path, found)
+        sets.append((key, found))
+    for key, found in sets:
+        if key == "data.train_files" and len(found) < data.train_batch_size:
+            problems.append(
+                f"data.train_batch_size={data.train_batch_size}: {data.train_files} has {len(found)} prompts that fit; "
+                f"lower TRAIN_BATCH_SIZE"
+            )
+    if problems:
+        raise BadInputError(problems)
+    return sets[0][1], sets[1][1]
+
+
+def unknown_sources(key: str, path: str, prompts: PromptSet) -> list[str]:
+    """A sentence for every data source without a verifier."""
+    names = sorted({prompt.data_source for prompt in prompts.prompts} - set(VERIFIERS))
+    return [
+        f"{key}={path}: data_source {name!r} has no verifier; known: {', '.join(sorted(VERIFIERS))}" for name in names
+    ]
+
+
+def convert_beside(file: Path) -> None:
+    """Converts published JSON Lines that lie beside a missing parquet file.
+
+    Raises:
+        BadInputError: the conversion's own sentences.
+    """
+    script = PROJECT / "data" / "preprocess.py"
+    if file.exists() or not file.with_suffix(".json").is_file() or not script.is_file():
+        return
+    command = [sys.executable, str(script), "--data_source", str(file.parent)]
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise BadInputError([line.strip() for line in done.stderr.splitlines() if line.strip()])
