@@ -1,7 +1,7 @@
 """From peers to the messages that the teacher sees (paper section 3; templates byte for byte as published).
 
 `build_view` shows the peers as they are; `fit_view` shortens them, and only them, to a token budget. The
-publication instead cuts off the end of the rendered prompt, and with it the closing instruction.
+publication instead cuts off the end of the rendered prompt, and with it the closing instruction (`truncate_ids`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from mopd.types import Message, Peers, View
+from mopd.types import IntArray, Message, Peers, View
+
+Truncation = Literal["peers", "error", "right", "left"]
+"""What becomes of a teacher prompt over its limit: peers shortened, refused, or an end of its tokens cut off."""
 
 THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 CUT = "\n[... shortened ...]"
@@ -22,19 +25,27 @@ KEY = "actor_rollout_ref.actor.self_distillation"
 """Where users set what `ContextSettings` holds."""
 SECTION_FIELDS = {
     "include_primary_solution": "solution",
+    "summarize_solutions": "solution_summaries",
     "include_another_solution": "another_solution",
     "include_failure_solution": "failure",
     "include_environment_feedback": "feedback",
 }
 """A flag, and the field of the re-prompt template that it fills."""
 TEMPLATE_FIELDS = {
-    "reprompt_template": ("prompt", "solution_summaries", *SECTION_FIELDS.values()),
+    "reprompt_template": ("prompt", *SECTION_FIELDS.values()),
     "solution_template": ("successful_previous_attempt",),
     "another_solution_template": ("another_successful_attempt",),
     "failure_solution_template": ("failed_attempt",),
     "feedback_template": ("feedback_raw",),
+    "summary_item_template": ("summary_text",),
+    "summary_failed_item_template": ("summary_text",),
 }
 """The fields that a template may name; the first one it must."""
+CHOICES = {
+    "failure_solution_condition": ("when_no_solution", "always"),
+    "summary_source": ("success", "all", "failure"),
+}
+"""What a setting may be."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,8 @@ class ContextSettings:
     """The published switches and templates; the defaults are the method MOPD (two successes, one failure).
 
     Raises:
-        ValueError: a template lacks a field it needs or names an unknown one; the message names the key.
+        ValueError: a template lacks a field it needs or names an unknown one, or another setting is none of what
+            it may be; the message names the key.
     """
 
     include_primary_solution: bool = True
@@ -64,15 +76,34 @@ class ContextSettings:
     another_solution_template: str = "\nAnother successful solution:\n\n{another_successful_attempt}"
     failure_solution_template: str = "\nA known failed solution (avoid repeating this mistake):\n\n{failed_attempt}"
     feedback_template: str = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
+    summarize_solutions: bool = False
+    """Shows short accounts of siblings (`mopd.summaries`), which the student is asked to write."""
+    summary_k: int = 1
+    """At most so many."""
+    summary_tag: str = "summary"
+    """What encloses a response's account of itself, as in `<summary>...</summary>`."""
+    summary_source: Literal["success", "all", "failure"] = "success"
+    """Whose accounts are shown."""
+    summary_from_all: bool = False
+    """As `summary_source=all`."""
+    summary_instruction: str = (
+        "\n\nAfter your answer, briefly summarize your key approach in one sentence inside <summary> tags,"
+        " e.g. <summary>...</summary>."
+    )
+    """Appended to the student's prompt, never to the teacher's."""
+    summary_item_template: str = "\nSummary of another successful solution:\n\n{summary_text}\n\n"
+    summary_failed_item_template: str = "\nSummary of another unsuccessful solution:\n\n{summary_text}\n\n"
 
     def __post_init__(self) -> None:
         """Refuses what could not be shown as asked."""
-        if self.failure_solution_condition not in ("when_no_solution", "always"):
-            raise ValueError(
-                f"{KEY}.failure_solution_condition must be when_no_solution or always;"
-                f" got {self.failure_solution_condition!r}"
-            )
         values = dataclasses.asdict(self)
+        for name, known in CHOICES.items():
+            if values[name] not in known:
+                raise ValueError(f"{KEY}.{name} must be {' or '.join(known)}; got {values[name]!r}")
+        if self.summary_k < 1:
+            raise ValueError(f"{KEY}.summary_k must be at least 1; got {self.summary_k}")
+        if not re.fullmatch(r"[\w-]+", self.summary_tag):
+            raise ValueError(f"{KEY}.summary_tag must be one word, without brackets; got {self.summary_tag!r}")
         for name, known in TEMPLATE_FIELDS.items():
             _check_template(name, values[name], known)
         placed = _fields("reprompt_template", self.reprompt_template)
@@ -126,10 +157,13 @@ def displayed(text: str, settings: ContextSettings) -> str:
 
 
 def shown_peers(peers: Peers, settings: ContextSettings) -> Peers:
-    """What of `peers` a teacher is shown: unwanted and blank slots become empty and lose their choice."""
+    """What of `peers` a teacher is shown: unwanted and blank slots become empty and lose their choice.
+
+    The blocks of a matched-budget control are all wanted; feedback yields to a shown solution all the same.
+    """
 
     def text(response: str | None, wanted: bool) -> str | None:
-        clean = displayed(response, settings) if response is not None and wanted else ""
+        clean = displayed(response, settings) if response is not None and (wanted or peers.controlled) else ""
         return clean if clean.strip() else None
 
     primary = text(peers.primary, settings.include_primary_solution)
@@ -149,6 +183,7 @@ def shown_peers(peers: Peers, settings: ContextSettings) -> Peers:
         another=another,
         failure=failure,
         feedback=peers.feedback if has_feedback else None,
+        more=tuple(clean for response in peers.more if (clean := text(response, True)) is not None),
         choices=tuple(choice for choice in peers.choices if filled.get(choice.slot, "") is not None),
     )
 
@@ -161,13 +196,19 @@ def sections(peers: Peers, settings: ContextSettings) -> dict[str, str]:
 def _fill(shown: Peers, settings: ContextSettings) -> dict[str, str]:
     """As `sections`, of peers that are shown as they are."""
 
-    def section(template: str, name: str, text: str | None) -> str:
-        return "" if text is None else template.format(**{name: text})
+    def section(template: str, name: str, *texts: str | None) -> str:
+        return "".join(template.format(**{name: text}) for text in texts if text is not None and text.strip())
 
+    def summary(index: int, text: str) -> str:
+        failed = index in shown.failed_summaries
+        template = settings.summary_failed_item_template if failed else settings.summary_item_template
+        return section(template, "summary_text", text)
+
+    another = (shown.another, *shown.more)
     return {
         "solution": section(settings.solution_template, "successful_previous_attempt", shown.primary),
-        "solution_summaries": "".join(shown.summaries),
-        "another_solution": section(settings.another_solution_template, "another_successful_attempt", shown.another),
+        "solution_summaries": "".join(summary(index, text) for index, text in enumerate(shown.summaries)),
+        "another_solution": section(settings.another_solution_template, "another_successful_attempt", *another),
         "failure": section(settings.failure_solution_template, "failed_attempt", shown.failure),
         "feedback": section(settings.feedback_template, "feedback_raw", shown.feedback),
     }
@@ -176,7 +217,8 @@ def _fill(shown: Peers, settings: ContextSettings) -> dict[str, str]:
 def teacher_messages(prompt_messages: Sequence[Message], peers: Peers, settings: ContextSettings) -> list[Message]:
     """The conversation that the teacher sees: earlier turns verbatim, the last user message re-prompted.
 
-    Without a single filled section the conversation comes back as it was.
+    Without a single filled section the conversation comes back as it was. `prompt_messages` are the task's own,
+    without `summary_instruction`: what the student alone is asked for must not reach the teacher.
 
     Raises:
         ValueError: the conversation is empty or does not end with a user's text.
@@ -192,11 +234,25 @@ def _messages(prompt_messages: Sequence[Message], shown: Peers, settings: Contex
     filled = _fill(shown, settings)
     if not any(filled.values()):
         return list(prompt_messages)
-    last = prompt_messages[-1]
-    if not isinstance(last["content"], str):
-        raise ValueError(f"the last user message must be text; got {type(last['content']).__name__}")
-    content = settings.reprompt_template.format(prompt=last["content"], **filled)
-    return [*prompt_messages[:-1], {**last, "content": content}]
+    last = map_text(prompt_messages[-1], lambda text: settings.reprompt_template.format(prompt=text, **filled))
+    return [*prompt_messages[:-1], last]
+
+
+def map_text(message: Message, change: Callable[[str], str]) -> Message:
+    """`message` with its text changed, or its last text part where the content is in parts (images among them).
+
+    Raises:
+        ValueError: it has no text.
+    """
+    content: Any = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": change(content)}
+    parts = list(content)
+    texts = [index for index, part in enumerate(parts) if part.get("type") == "text"]
+    if not texts:
+        raise ValueError(f"the last user message must have text; got {content!r:.200}")
+    parts[texts[-1]] = {**parts[texts[-1]], "text": change(parts[texts[-1]]["text"])}
+    return {**message, "content": parts}
 
 
 def build_view(prompt_messages: Sequence[Message], peers: Peers, settings: ContextSettings) -> View:
@@ -218,40 +274,81 @@ def fit_view(
     limit: int,
     length: Callable[[Sequence[Message]], int],
     shorten: Callable[[str, int], str],
+    truncation: Truncation = "peers",
+    rollout_id: str = "",
 ) -> View:
-    """`build_view`, made to fit `limit` tokens by cutting the longest peers and feedback to one length.
+    """`build_view`, made to fit `limit` tokens by cutting the longest peers, summaries and feedback to one length.
 
-    The problem, earlier turns, the closing instruction and what the chat template adds stay whole; summaries
-    are not cut. Where not even one token of each peer fits, the view is unusable and shows the bare prompt.
+    The problem, earlier turns, the closing instruction and what the chat template adds stay whole. Where not even
+    one token of each peer fits, the view is unusable and shows the bare prompt.
 
     Args:
         length: counts the tokens of the rendered teacher prompt.
         shorten: keeps the first n tokens of a text.
+        truncation: `peers` is the above; `error` refuses a view that does not fit; `right` and `left` leave it
+            whole, for the caller to cut its tokens with `truncate_ids` (published behaviour).
+        rollout_id: whose view it is, for the refusal.
 
     Raises:
-        ValueError: as `teacher_messages`.
+        ValueError: as `teacher_messages`; an unknown `truncation`; a view that does not fit where that is an error.
     """
+    if truncation not in get_args(Truncation):
+        raise ValueError(f"{KEY}.reprompt_truncation must be {' or '.join(get_args(Truncation))}; got {truncation!r}")
     view = build_view(prompt_messages, peers, settings)
-    if not view.usable or (total := length(view.messages)) <= limit:
+    if truncation in ("right", "left") or not view.usable or (total := length(view.messages)) <= limit:
         return view
-    texts = _texts(view.peers)
+    if truncation == "error":
+        raise ValueError(
+            f"the teacher prompt of rollout {rollout_id or '(unnamed)'} has {total} tokens, over"
+            f" {KEY}.max_reprompt_len={limit}; raise it, show fewer peers, or set reprompt_truncation=peers"
+        )
     blank = length([{"role": "user", "content": ""}])
-    sizes = [length([{"role": "user", "content": text}]) - blank for text in texts.values()]
+    fitted = _shortened(
+        view.peers,
+        total,
+        limit,
+        measure=lambda shown: length(_messages(prompt_messages, shown, settings)),
+        size=lambda text: length([{"role": "user", "content": text}]) - blank,
+        shorten=shorten,
+    )
+    return View(tuple(_messages(prompt_messages, fitted, settings)), bool(_texts(fitted)), fitted)
+
+
+def _shortened(
+    peers: Peers,
+    total: int,
+    limit: int,
+    *,
+    measure: Callable[[Peers], int],
+    size: Callable[[str], int],
+    shorten: Callable[[str, int], str],
+) -> Peers:
+    """`peers`, whose teacher prompt has `total` tokens, cut so that it has `limit`; none where that cannot be."""
+    texts = _texts(peers)
+    sizes = [size(text) for text in texts]
     # An estimate, since tokens may merge at the edges and cut marks cost some too; the loop below measures.
-    cap = max(1, water_level(sizes, limit - (total - sum(sizes)))) if texts else 0
+    cap = max(1, water_level(sizes, limit - (total - sum(sizes))))
     while cap > 0:
-        kept = {slot: shorten(text, cap) for slot, text in texts.items()}
-        cut = {slot: text + CUT for slot, text in kept.items() if text != texts[slot]}
-        note = f"shortened: {len(cut)} of {len(texts)} peer texts cut to {cap} tokens each, to fit {limit}"
-        fitted = _with_texts(view.peers, {**kept, **cut}, note)
-        messages = tuple(_messages(prompt_messages, fitted, settings))
-        total = length(messages)
+        kept = {text: shorten(text, cap) for text in texts}
+        cut = {text: short if short == text else short + CUT for text, short in kept.items()}
+        changed = sum(cut[text] != text for text in texts)
+        note = f"shortened: {changed} of {len(texts)} peer texts cut to {cap} tokens each, to fit {limit}"
+        fitted = _with_texts(peers, cut, note)
+        total = measure(fitted)
         if total <= limit:
-            return View(messages, True, fitted)
-        excess_each = -(-(total - limit) // max(1, len(cut)))
+            return fitted
+        excess_each = -(-(total - limit) // max(1, changed))
         cap = max(1, cap - excess_each) if cap > 1 else 0
     note = f"teacher prompt: {total} tokens even with its peers cut to almost nothing; the limit is {limit}"
-    return View(tuple(prompt_messages), False, Peers(fallbacks=(*view.peers.fallbacks, note)))
+    return Peers(fallbacks=(*peers.fallbacks, note))
+
+
+def truncate_ids(token_ids: IntArray, limit: int, side: Literal["right", "left"]) -> IntArray:
+    """The published truncation of a rendered teacher prompt: its tokens without what exceeds `limit` at one end.
+
+    `right` loses the closing instruction and the assistant's header, `left` the system prompt and the problem.
+    """
+    return token_ids[:limit] if side == "right" else token_ids[max(0, len(token_ids) - limit) :]
 
 
 def water_level(sizes: Sequence[int], budget: int) -> int:
@@ -268,24 +365,21 @@ def water_level(sizes: Sequence[int], budget: int) -> int:
     return max(sizes, default=0)
 
 
-def _texts(peers: Peers) -> dict[str, str]:
+def _texts(peers: Peers) -> tuple[str, ...]:
     """What may be shortened."""
-    texts = {
-        "primary": peers.primary,
-        "another": peers.another,
-        "failure": peers.failure,
-        "feedback": peers.feedback,
-    }
-    return {slot: text for slot, text in texts.items() if text is not None}
+    slots = (peers.primary, peers.another, *peers.more, peers.failure, peers.feedback, *peers.summaries)
+    return tuple(text for text in slots if text is not None)
 
 
-def _with_texts(peers: Peers, texts: dict[str, str], note: str) -> Peers:
-    """`peers` with other texts, and one fallback more."""
+def _with_texts(peers: Peers, cut: dict[str, str], note: str) -> Peers:
+    """`peers` with every text replaced, and one fallback more."""
     return replace(
         peers,
-        primary=texts.get("primary"),
-        another=texts.get("another"),
-        failure=texts.get("failure"),
-        feedback=texts.get("feedback"),
+        primary=None if peers.primary is None else cut[peers.primary],
+        another=None if peers.another is None else cut[peers.another],
+        failure=None if peers.failure is None else cut[peers.failure],
+        feedback=None if peers.feedback is None else cut[peers.feedback],
+        more=tuple(cut[text] for text in peers.more),
+        summaries=tuple(cut[text] for text in peers.summaries),
         fallbacks=(*peers.fallbacks, note),
     )

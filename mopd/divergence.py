@@ -14,6 +14,7 @@ Departures from the published arithmetic:
 3. Log-probs are floored at `LOG_FLOOR`: an entry of probability zero (a logit of -inf, say) has a finite
    price and no gradient. A row without any finite logit, or with NaN or +inf, is no distribution: it yields
    NaN, for the trainer to see.
+4. Of equal distributions value and gradient are exactly 0, not a rounding error: see `kl` and `log_mixture`.
 
 Every function is pure; V counts the vocabulary, K the entries compared. Divergences are in nats.
 """
@@ -136,9 +137,12 @@ def generalized_jsd(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: f
     """The generalised Jensen-Shannon divergence of two distributions, log-probs `[..., K]` to `[...]`.
 
     With the mixture M = (1 - alpha) S + alpha T it is (1 - alpha) KL(S || M) + alpha KL(T || M),
-    differentiated through S in all its places, M included. At alpha = 0.5 it is the Jensen-Shannon
-    divergence, symmetric and at most log 2. By definition alpha = 0 is forward KL(T || S) and alpha = 1
-    reverse KL(S || T); these are *not* its limits, for it vanishes as alpha tends to either end.
+    differentiated through S in all its places. At alpha = 0.5 it is the Jensen-Shannon divergence, symmetric
+    and at most log 2. By definition alpha = 0 is forward KL(T || S) and alpha = 1 reverse KL(S || T); these
+    are *not* its limits, for it vanishes as alpha tends to either end.
+
+    M is a constant here, and the gradient whole nonetheless: of all distributions M is the one that makes
+    this sum least, so that to first order moving it changes nothing.
 
     Raises ValueError unless 0 <= alpha <= 1.
     """
@@ -148,15 +152,26 @@ def generalized_jsd(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: f
         return kl(teacher_logprobs, student_logprobs)
     if alpha == 1.0:
         return kl(student_logprobs, teacher_logprobs)
-    mixture_logprobs = torch.logaddexp(student_logprobs + math.log1p(-alpha), teacher_logprobs + math.log(alpha))
+    mixture_logprobs = log_mixture(student_logprobs.detach(), teacher_logprobs.detach(), alpha)
     from_student = kl(student_logprobs, mixture_logprobs)
     from_teacher = kl(teacher_logprobs, mixture_logprobs)
     return (1.0 - alpha) * from_student + alpha * from_teacher
 
 
+def log_mixture(p_logprobs: Tensor, q_logprobs: Tensor, alpha: float) -> Tensor:
+    """log((1 - alpha) P + alpha Q) entry by entry, 0 < alpha < 1; exactly their value where the two agree."""
+    mixed = torch.logaddexp(p_logprobs + math.log1p(-alpha), q_logprobs + math.log(alpha))
+    return p_logprobs.where(p_logprobs == q_logprobs, mixed)
+
+
 def kl(p_logprobs: Tensor, q_logprobs: Tensor) -> Tensor:
-    """KL(P || Q) = sum of P (log P - log Q), of finite log-probs, `[..., K]` to `[...]`."""
-    return (p_logprobs.exp() * (p_logprobs - q_logprobs)).sum(dim=-1)
+    """KL(P || Q) = sum of P (log P - log Q) - P + Q, of finite log-probs, `[..., K]` to `[...]`.
+
+    - P + Q sums to nothing. Entry by entry it makes every term non-negative, and value and gradient of equal
+    distributions exactly 0.
+    """
+    p, q = p_logprobs.exp(), q_logprobs.exp()
+    return (p * (p_logprobs - q_logprobs) - p + q).sum(dim=-1)
 
 
 def wide(tensor: Tensor) -> Tensor:

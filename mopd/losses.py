@@ -1,9 +1,10 @@
 """The losses, in their plain form: what the optimiser minimises, written to be read.
 
     distillation_loss     MOPD, SDPO and teacher-student: aggregate(weights * divergence(student, teacher))
-    policy_gradient_loss  GRPO: aggregate(weights * clipped(ratio * advantage))
+    sampled_token_loss    the same by one sampled token: aggregate(weights * constant(log S/T) * log S)
+    policy_gradient_loss  GRPO: aggregate(weights * clipped(ratio * advantage)); its kin: mopd.policy_losses
 
-Both end in `aggregate`, whose denominator may be a count over *all* ranks and micro-batches: then the losses
+All end in `aggregate`, whose denominator may be a count over *all* ranks and micro-batches: then the losses
 of the parts of a batch add up to the loss of the whole, however it was cut. Faster forms elsewhere answer to
 these. Masked tokens may hold anything, NaN and out-of-range ids included; they reach neither the loss nor its
 gradient.
@@ -11,6 +12,7 @@ gradient.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -57,28 +59,59 @@ def distillation_loss(
         importance_weights: `[B, T]` further weights, detached; see `mopd.importance`.
         sequence_mask: `[B]`, zero for sequences whose teacher saw no more than the student did.
         step_ids: `[B, T]`, reasoning step of each token, -1 for padding, which is masked. After weighting, a
-            token's value becomes the mean over its step. (Every aggregation weighs the tokens of a step
-            alike, so this moves value between tokens and leaves the loss what it was.)
+            token's value becomes the mean over its step, which changes neither the loss nor its gradient:
+            see `step_means`.
         aggregation, denominator: see `aggregate`; sequences that are masked out do not count.
 
     Returns: a scalar, float32 (float64 for float64 logits); 0, with zero gradient, if all is masked.
 
     Raises ValueError on a wrong shape, or an option outside its range.
     """
-    mask_B_T = _loss_mask(tokens, response_mask, sequence_mask, step_ids)
+    mask_B_T = _loss_mask(response_mask, sequence_mask, step_ids)
+    shaped("tokens", tokens, mask_B_T.shape)
     values_B_T = token_divergence(
         student_logits, teacher_logits, mask_B_T, alpha=alpha, topk=topk, tail=tail, support=support
     )
+    weights_B_T = None
     if is_clip is not None:
         logprobs_B_T = token_logprobs(student_logits.detach(), tokens.where(mask_B_T, 0))
-        old_B_T = logprobs_B_T if old_logprobs is None else old_logprobs
-        _shaped("old_logprobs", old_B_T, mask_B_T.shape)
-        values_B_T = values_B_T * truncated_weights(logprobs_B_T, old_B_T, is_clip)
-    if importance_weights is not None:
-        weights_B_T = _shaped("importance_weights", importance_weights, mask_B_T.shape)
-        values_B_T = values_B_T * weights_B_T.detach()
-    if step_ids is not None:
-        values_B_T = step_means(values_B_T, step_ids, mask_B_T)
+        weights_B_T = _moved_weights(logprobs_B_T, old_logprobs, is_clip)
+    values_B_T = _weighted(values_B_T, mask_B_T, (weights_B_T, importance_weights), step_ids)
+    return aggregate(values_B_T, mask_B_T, aggregation, denominator)
+
+
+def sampled_token_loss(
+    student_logprobs: Tensor,
+    teacher_logprobs: Tensor,
+    response_mask: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    is_clip: float | None = None,
+    importance_weights: Tensor | None = None,
+    sequence_mask: Tensor | None = None,
+    step_ids: Tensor | None = None,
+    aggregation: Aggregation = "token-mean",
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """Reverse KL(S || T) estimated from the sampled tokens alone (published `full_logit_distillation=False`).
+
+    A token y costs c log S(y), where c = log S(y) - log T(y) is a constant. The value means little; its
+    gradient, over y ~ S, is on average that of KL(S || T) at every position (the score function has mean 0).
+    It is a policy gradient whose advantage is log T - log S: OPD, TOPD and POPD (arXiv 2605.31490).
+
+    Args:
+        student_logprobs: `[B, T]` log-probs of the sampled tokens, differentiable.
+        teacher_logprobs: `[B, T]` of the same tokens under the teacher; a constant.
+        response_mask and the options: as in `distillation_loss`; there is no alpha, for this is alpha = 1.
+
+    Returns: a scalar; 0, with zero gradient, if all is masked. Raises ValueError on a wrong shape or option.
+    """
+    mask_B_T = _loss_mask(response_mask, sequence_mask, step_ids)
+    student_N = wide(shaped("student_logprobs", student_logprobs, mask_B_T.shape)[mask_B_T])
+    teacher_N = wide(shaped("teacher_logprobs", teacher_logprobs, mask_B_T.shape)[mask_B_T])
+    values_B_T = placed((student_N - teacher_N).detach() * student_N, mask_B_T)
+    weights_B_T = None if is_clip is None else _moved_weights(student_logprobs, old_logprobs, is_clip)
+    values_B_T = _weighted(values_B_T, mask_B_T, (weights_B_T, importance_weights), step_ids)
     return aggregate(values_B_T, mask_B_T, aggregation, denominator)
 
 
@@ -113,24 +146,15 @@ def policy_gradient_loss(
 
     Returns: a scalar; 0, with zero gradient, if all is masked. Raises ValueError on a wrong shape or range.
     """
-    if not (0.0 <= clip_ratio_low <= 1.0 and clip_ratio_high >= 0.0):
-        raise ValueError(f"clip ratios {clip_ratio_low!r}, {clip_ratio_high!r}: need 0 <= low <= 1 and high >= 0")
     if not clip_ratio_c > 1.0:
         raise ValueError(f"clip_ratio_c is {clip_ratio_c!r}; it must exceed 1")
-    shape = _shaped("logprobs", logprobs, response_mask.shape).shape
-    mask_B_T = _loss_mask(logprobs, response_mask)
-    per_token = advantages[:, None].expand(shape) if advantages.shape == shape[:1] else advantages
-    advantages_N = _shaped("advantages", per_token, shape)[mask_B_T].detach()
-    old_logprobs_N = _shaped("old_logprobs", old_logprobs, shape)[mask_B_T].detach()
-
-    ratio_N = ratio(logprobs[mask_B_T], old_logprobs_N)
-    clipped_N = ratio_N.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
-    values_N = torch.maximum(-advantages_N * ratio_N, -advantages_N * clipped_N)
+    tokens = policy_tokens(logprobs, old_logprobs, advantages, response_mask)
+    advantages_N = tokens.advantages_N
+    ratio_N = ratio(tokens.logprobs_N, tokens.old_logprobs_N)
+    values_N = clipped_surrogate(ratio_N, advantages_N, clip_ratio_low, clip_ratio_high)
     bounded_N = torch.minimum(values_N, -clip_ratio_c * advantages_N)
     values_N = torch.where(advantages_N < 0.0, bounded_N, values_N)
-    if importance_weights is not None:
-        values_N = values_N * _shaped("importance_weights", importance_weights, shape)[mask_B_T].detach()
-    return aggregate(_placed(values_N, mask_B_T), mask_B_T, aggregation, denominator)
+    return tokens.aggregate(values_N, importance_weights, aggregation, denominator)
 
 
 def aggregate(
@@ -154,7 +178,7 @@ def aggregate(
 
     Returns: a scalar. Raises ValueError on an unknown mode, unequal shapes or a negative denominator.
     """
-    mask_B_T = _shaped("mask", mask_B_T, values_B_T.shape).bool()
+    mask_B_T = shaped("mask", mask_B_T, values_B_T.shape).bool()
     values_B_T = wide(values_B_T).where(mask_B_T, 0.0)
     lengths_B = mask_B_T.sum(dim=-1)
     sequences = (lengths_B > 0).sum()
@@ -188,56 +212,122 @@ def token_divergence(
 
     Only unmasked positions are computed. Arguments and errors as in `mopd.divergence.divergence`.
     """
-    _shaped("teacher_logits", teacher_logits, student_logits.shape)
-    mask_B_T = _shaped("mask", mask_B_T, student_logits.shape[:-1]).bool()
+    shaped("teacher_logits", teacher_logits, student_logits.shape)
+    mask_B_T = shaped("mask", mask_B_T, student_logits.shape[:-1]).bool()
     values_N = divergence(
         student_logits[mask_B_T], teacher_logits[mask_B_T], alpha=alpha, topk=topk, tail=tail, support=support
     )
-    return _placed(values_N, mask_B_T)
+    return placed(values_N, mask_B_T)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """The log-prob of each token under logits `[..., V]`, ids `[...]` to `[...]`; differentiable."""
-    _shaped("tokens", tokens, logits.shape[:-1])
+    shaped("tokens", tokens, logits.shape[:-1])
     return gather_logprobs(logits, tokens[..., None].long())[..., 0]
 
 
 def step_means(values_B_T: Tensor, step_ids: Tensor, mask_B_T: Tensor) -> Tensor:
     """Each unmasked token's value replaced by the mean over the unmasked tokens of its step in its sequence.
 
-    All `[B, T]`; 0 where masked or where the step id is negative. Sums over a sequence's steps are kept.
+    All `[B, T]`; 0 where masked or where the step id is negative. This is the published `step_level_kl`.
+
+    It keeps the sum over every step, and every aggregation gives one weight to all tokens of a sequence, so
+    loss and gradient stay what they were, whatever weights the values already carry: as published, weights
+    come first. What would change both is to weigh after the mean (unless weights are equal within a step);
+    an aggregation that is not linear; or step ids of -1 inside a response, which mask tokens.
     """
-    belongs_B_T = mask_B_T.bool() & (_shaped("step_ids", step_ids, values_B_T.shape) >= 0)
+    belongs_B_T = mask_B_T.bool() & (shaped("step_ids", step_ids, values_B_T.shape) >= 0)
     if not bool(belongs_B_T.any()):
         return values_B_T.where(belongs_B_T, 0.0)
     rows_N = belongs_B_T.nonzero()[:, 0]
     steps_N_2 = torch.stack([rows_N, step_ids[belongs_B_T]], dim=-1)
     _, step_N, sizes = torch.unique(steps_N_2, dim=0, return_inverse=True, return_counts=True)
     sums = values_B_T.new_zeros(len(sizes)).index_add(0, step_N, values_B_T[belongs_B_T])
-    return _placed((sums / sizes)[step_N], belongs_B_T)
+    return placed((sums / sizes)[step_N], belongs_B_T)
 
 
-def _loss_mask(
-    tokens: Tensor, response_mask: Tensor, sequence_mask: Tensor | None = None, step_ids: Tensor | None = None
-) -> Tensor:
-    """Where the loss looks, `[B, T]` bool: in the response, in a sequence that can learn, in a step."""
-    if response_mask.dim() != 2:
-        raise ValueError(f"response_mask has shape {tuple(response_mask.shape)}; it must be [B, T]")
-    _shaped("tokens", tokens, response_mask.shape)
-    mask_B_T = response_mask.bool()
-    if sequence_mask is not None:
-        mask_B_T = mask_B_T & _shaped("sequence_mask", sequence_mask, mask_B_T.shape[:1]).bool()[:, None]
-    if step_ids is not None:
-        mask_B_T = mask_B_T & (_shaped("step_ids", step_ids, mask_B_T.shape) >= 0)
-    return mask_B_T
+@dataclass(frozen=True)
+class PolicyTokens:
+    """What a policy loss needs of a batch: its N unmasked tokens, in order; see `policy_tokens`."""
+
+    mask_B_T: Tensor
+    """[B, T] bool."""
+    logprobs_N: Tensor
+    """[N], differentiable."""
+    old_logprobs_N: Tensor
+    """[N], constant."""
+    advantages_N: Tensor
+    """[N], constant."""
+
+    def aggregate(
+        self,
+        values_N: Tensor,
+        importance_weights: Tensor | None,
+        aggregation: Aggregation,
+        denominator: float | Tensor | None,
+    ) -> Tensor:
+        """The loss of the tokens' values `[N]`, times the weights `[B, T]`, detached, if there are any."""
+        if importance_weights is not None:
+            weights_B_T = shaped("importance_weights", importance_weights, self.mask_B_T.shape)
+            values_N = values_N * weights_B_T[self.mask_B_T].detach()
+        return aggregate(placed(values_N, self.mask_B_T), self.mask_B_T, aggregation, denominator)
 
 
-def _placed(values_N: Tensor, mask_B_T: Tensor) -> Tensor:
+def policy_tokens(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, response_mask: Tensor) -> PolicyTokens:
+    """The arguments that all policy losses share (see `policy_gradient_loss`), checked and unmasked."""
+    mask_B_T = _loss_mask(response_mask)
+    shape = mask_B_T.shape
+    per_token = advantages[:, None].expand(shape) if advantages.shape == shape[:1] else advantages
+    return PolicyTokens(
+        mask_B_T=mask_B_T,
+        logprobs_N=shaped("logprobs", logprobs, shape)[mask_B_T],
+        old_logprobs_N=shaped("old_logprobs", old_logprobs, shape)[mask_B_T].detach(),
+        advantages_N=shaped("advantages", per_token, shape)[mask_B_T].detach(),
+    )
+
+
+def clipped_surrogate(ratio_N: Tensor, advantages_N: Tensor, low: float, high: float) -> Tensor:
+    """max(-A rho, -A clip(rho, 1 - low, 1 + high)), `[N]`. Raises ValueError unless 0 <= low <= 1, high >= 0."""
+    if not (0.0 <= low <= 1.0 and high >= 0.0):
+        raise ValueError(f"clip ratios {low!r}, {high!r}: need 0 <= low <= 1 and high >= 0")
+    return torch.maximum(-advantages_N * ratio_N, -advantages_N * ratio_N.clamp(1.0 - low, 1.0 + high))
+
+
+def placed(values_N: Tensor, mask_B_T: Tensor) -> Tensor:
     """The values of the N unmasked tokens in their places, 0 elsewhere, `[B, T]`."""
     return values_N.new_zeros(mask_B_T.shape).masked_scatter(mask_B_T, values_N)
 
 
-def _shaped(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+def shaped(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The tensor, if it has this shape; a ValueError that names it and both shapes, if not."""
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {tuple(shape)}")
     return tensor
+
+
+def _loss_mask(response_mask: Tensor, sequence_mask: Tensor | None = None, step_ids: Tensor | None = None) -> Tensor:
+    """Where the loss looks, `[B, T]` bool: in the response, in a sequence that can learn, in a step."""
+    if response_mask.dim() != 2:
+        raise ValueError(f"response_mask has shape {tuple(response_mask.shape)}; it must be [B, T]")
+    mask_B_T = response_mask.bool()
+    if sequence_mask is not None:
+        mask_B_T = mask_B_T & shaped("sequence_mask", sequence_mask, mask_B_T.shape[:1]).bool()[:, None]
+    if step_ids is not None:
+        mask_B_T = mask_B_T & (shaped("step_ids", step_ids, mask_B_T.shape) >= 0)
+    return mask_B_T
+
+
+def _moved_weights(logprobs_B_T: Tensor, old_logprobs: Tensor | None, is_clip: float) -> Tensor:
+    """min(pi / pi_old, is_clip), `[B, T]`; without old log-probs the student has not moved."""
+    old_B_T = logprobs_B_T if old_logprobs is None else shaped("old_logprobs", old_logprobs, logprobs_B_T.shape)
+    return truncated_weights(logprobs_B_T, old_B_T, is_clip)
+
+
+def _weighted(
+    values_B_T: Tensor, mask_B_T: Tensor, weights: tuple[Tensor | None, ...], step_ids: Tensor | None
+) -> Tensor:
+    """The values times every weight that is given; then their step means, where there are steps."""
+    for weights_B_T in weights:
+        if weights_B_T is not None:
+            values_B_T = values_B_T * shaped("importance_weights", weights_B_T, mask_B_T.shape).detach()
+    return values_B_T if step_ids is None else step_means(values_B_T, step_ids, mask_B_T)

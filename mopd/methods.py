@@ -1,74 +1,67 @@
-"""The methods, each a composition of the same parts: what it shows a teacher, what it learns from, with which loss.
+"""The methods, each a composition: what the teacher sees, what the student learns from, with which loss.
 
-| method | teacher's view                               | signal                            |
-|--------|----------------------------------------------|-----------------------------------|
-| sdpo   | peers of the group (MOPD: 2 successes, 1     | divergence to the teacher's next- |
-|        | failure; SDPO: 1 success, or feedback)       | token distribution, every token   |
-| grpo   | none                                         | reward relative to the group      |
+| loss_mode          | signal        | learns from                                                               |
+|--------------------|---------------|---------------------------------------------------------------------------|
+| sdpo               | divergence    | the teacher's next-token distribution at the student's own tokens         |
+| sdpo, sampled      | sampled_token | the teacher's log-prob of the student's own tokens                        |
+| vanilla, gspo, ... | policy        | rewards relative to the group; the loss is one of `POLICY_LOSSES`         |
+| dpo, simpo         | preference    | pairs of a group of which one was rewarded more                           |
+| verified_sft, sft  | likelihood    | the successes alone                                                       |
+
+What the teacher sees is a second axis (`VIEWS`): peers of the group (MOPD: two successes and a failure; SDPO: one
+success, or feedback), a reference solution (OPSD), or just the student's prompt (distillation from another model).
+Who the teacher is is a third: moving average, frozen, live or trust-region self, or another model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-
-from mopd.advantages import group_relative
-from mopd.types import FloatArray, Group, TokenStreams, View
+Signal = Literal["divergence", "sampled_token", "policy", "preference", "likelihood"]
+ViewKind = Literal["peers", "reference", "prompt"]
+VIEWS: tuple[ViewKind, ...] = ("peers", "reference", "prompt")
 
 
 @dataclass(frozen=True)
 class Method:
     """What a method asks of the trainer."""
 
-    uses_views: bool
-    """Builds a teacher's view for every rollout, and keeps a teacher."""
-    loss: Literal["distillation", "policy_gradient"]
+    signal: Signal
+    loss: str
+    """The published loss mode; within the signal `policy` a key of `mopd.policy_losses.POLICY_LOSSES`."""
+
+    @property
+    def distils(self) -> bool:
+        """True where a teacher's view is built and forwarded for every rollout."""
+        return self.signal in ("divergence", "sampled_token")
+
+    @property
+    def has_reference(self) -> bool:
+        """True where the initial model is asked as well, on the student's own prompt."""
+        return self.loss == "dpo"
+
+    @property
+    def pairs(self) -> bool:
+        """True where whole groups must stay together."""
+        return self.signal == "preference"
 
 
 METHODS: dict[str, Method] = {
-    "sdpo": Method(uses_views=True, loss="distillation"),
-    "vanilla": Method(uses_views=False, loss="policy_gradient"),
+    "sdpo": Method("divergence", "sdpo"),
+    "vanilla": Method("policy", "vanilla"),
+    "gspo": Method("policy", "gspo"),
+    "dppo": Method("policy", "dppo"),
+    "drpo": Method("policy", "drpo"),
+    "dpo": Method("preference", "dpo"),
+    "simpo": Method("preference", "simpo"),
+    "verified_sft": Method("likelihood", "verified_sft"),
+    "sft": Method("likelihood", "sft"),
 }
 """By the published `policy_loss.loss_mode`."""
 
 
-def advantages_N(groups: Sequence[Group], *, normalize_by_std: bool) -> FloatArray:
-    """[N], every rollout's reward relative to its group; 0 where the outcome is unknown."""
-    rewards = [
-        float("nan") if outcome.reward is None else outcome.reward for group in groups for outcome in group.outcomes
-    ]
-    group_ids = [number for number, group in enumerate(groups) for _ in group.outcomes]
-    relative = group_relative(torch.tensor(rewards), torch.tensor(group_ids), normalize_by_std=normalize_by_std)
-    array: FloatArray = relative.numpy().astype(np.float32)
-    return array
-
-
-def token_streams(
-    method: Method, groups: Sequence[Group], views: Sequence[View] | None, *, normalize_by_std: bool
-) -> list[TokenStreams]:
-    """What the optimiser sees of every rollout, in sampling order.
-
-    `views` has one entry per rollout, or is None for a method without a teacher. A rollout without a
-    usable view has divergence weight 0: it is not trained on (published behaviour).
-    """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    relative = advantages_N(groups, normalize_by_std=normalize_by_std)
-    usable = [1.0 if views is not None and views[index].usable else 0.0 for index in range(len(rollouts))]
-    streams = []
-    for rollout, advantage, weight in zip(rollouts, relative, usable, strict=True):
-        ones = np.ones(len(rollout.token_ids), dtype=np.float32)
-        trained = np.concatenate(
-            [np.full(len(segment.token_ids), segment.trained, dtype=np.float32) for segment in rollout.segments]
-        )
-        streams.append(
-            TokenStreams(
-                mask=trained,
-                weights=ones * weight,
-                advantages=ones * (advantage if method.loss == "policy_gradient" else 0.0),
-            )
-        )
-    return streams
+def method_of(loss_mode: str, *, full_logit_distillation: bool) -> Method:
+    """The method of a loss mode; without full logits the teacher is asked for the sampled tokens only."""
+    method = METHODS[loss_mode]
+    return method if full_logit_distillation or not method.distils else Method("sampled_token", loss_mode)

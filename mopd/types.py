@@ -106,6 +106,10 @@ class Outcome:
         """The verifier could not tell, and says why."""
         return cls(None, None, "unknown", reason)
 
+    def succeeds(self, threshold: float) -> bool | None:
+        """Whether the reward is at least `threshold`; None where the outcome is unknown."""
+        return None if self.reward is None or self.status == "unknown" else bool(self.reward >= threshold)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -128,6 +132,7 @@ class PeerChoice:
 
     slot: Slot
     rollout_id: str
+    """Empty where the text is no rollout's, such as a reference solution."""
     reason: str
 
 
@@ -144,11 +149,20 @@ class Peers:
     feedback: str | None = None
     """The environment's feedback on the rollout itself."""
     summaries: tuple[str, ...] = ()
-    """Short accounts of siblings."""
+    """Short accounts of siblings, as bare texts."""
     choices: tuple[PeerChoice, ...] = ()
     """One per filled slot."""
     fallbacks: tuple[str, ...] = ()
     """Slots that were wanted and stayed empty, each with its cause, such as `another: only one distinct success`."""
+    more: tuple[str, ...] = ()
+    """Successful responses beyond the second, which only a matched-budget control shows."""
+    failed_summaries: tuple[int, ...] = ()
+    """Positions in `summaries` of those that tell of a failed sibling."""
+
+    @property
+    def controlled(self) -> bool:
+        """Whether these are the blocks of a matched-budget control, shown whatever the switches say."""
+        return any(choice.slot == "control" for choice in self.choices)
 
 
 @dataclass(frozen=True)

@@ -6,54 +6,33 @@ import os
 from dataclasses import dataclass
 from functools import partial
 
-from mopd.contexts import ContextSettings
-from mopd.methods import METHODS
 from trainer import cluster
 from trainer.config.schema import Config
-from trainer.contexts import ContextBuilder
-from trainer.objectives import LossSettings
+from trainer.contexts import ContextBuilder, PeerRule
+from trainer.packing import Packing
 from trainer.parts import Parts, Sizes
 from trainer.prompts import PromptSet, Renderer
 from trainer.schedule import Schedule
 from trainer.services import Policy, Sampling, Verification
+from trainer.settings import (
+    context_settings,
+    credit_settings,
+    horizon_of,
+    loss_settings,
+    method_settings,
+    optim_settings,
+    teacher_settings,
+)
 from trainer.tracking import Journal
 from trainer.validate import Validator
 from trainer.weights import Transfer
-from trainer.workers.policy import OptimSettings, PolicyWorker
+from trainer.workers.policy import PolicyWorker
 from trainer.workers.sampler import SamplerWorker
 from trainer.workers.sampler_types import SamplingSettings
 from trainer.workers.verifier import VerifierWorker
 
 BUCKET_DEADLINE_S = 60.0
 """Longest wait for the sampler to take a bucket of weights."""
-
-
-def context_settings(config: Config) -> ContextSettings | None:
-    """The published switches and templates; None for a method without a teacher."""
-    distill = config.actor_rollout_ref.actor.self_distillation
-    if not METHODS[config.actor_rollout_ref.actor.policy_loss.loss_mode].uses_views:
-        return None
-    names = ContextSettings.__dataclass_fields__
-    return ContextSettings(**{name: getattr(distill, name) for name in names})
-
-
-def loss_settings(config: Config) -> LossSettings:
-    """The loss as plain values."""
-    actor, correction = config.actor_rollout_ref.actor, config.algorithm.rollout_correction
-    distill = actor.self_distillation
-    return LossSettings(
-        kind=METHODS[actor.policy_loss.loss_mode].loss,
-        temperature=config.actor_rollout_ref.rollout.temperature,
-        aggregation=actor.loss_agg_mode,
-        alpha=distill.alpha,
-        topk=distill.distillation_topk,
-        tail="bucket" if distill.distillation_add_tail else "renormalize",
-        is_clip=distill.is_clip,
-        rollout_is_threshold=correction.rollout_is_threshold if correction.rollout_is else None,
-        clip_ratio_low=actor.clip_ratio_low,
-        clip_ratio_high=actor.clip_ratio_high,
-        clip_ratio_c=actor.clip_ratio_c,
-    )
 
 
 @dataclass(frozen=True)
@@ -108,13 +87,7 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
     model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
     actor, data, deadline = config.actor_rollout_ref.actor, config.data, config.trainer.deadline_s
     loss = loss_settings(config)
-    optim = OptimSettings(
-        lr=actor.optim.lr,
-        warmup_steps=actor.optim.lr_warmup_steps,
-        weight_decay=actor.optim.weight_decay,
-        betas=actor.optim.betas,
-        grad_clip=actor.grad_clip,
-    )
+    optim = optim_settings(config)
     environment = worker_environment(placement.device, offline=os.path.isdir(model.path))
     cluster.start(environment, num_cpus=max(os.cpu_count() or 1, placement.ranks + 2))
     spawn_sampler = partial(
@@ -145,7 +118,7 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
             gradient_checkpointing=model.enable_gradient_checkpointing,
             loss=loss,
             optim=optim,
-            teacher_update_rate=actor.self_distillation.teacher_update_rate,
+            teacher=teacher_settings(config),
             seed=data.seed,
             deadline_s=deadline,
         )
@@ -154,10 +127,14 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
     verifier = cluster.spawn(VerifierWorker, num_cpus=0, num_gpus=0)
     policy = Policy(
         ranks,
-        distils=loss.distils,
         epochs=actor.ppo_epochs,
         mini_batch_rollouts=min(actor.ppo_mini_batch_size, data.train_batch_size) * rollout.n,
-        token_budget=actor.ppo_max_token_len_per_gpu,
+        packing=Packing(
+            budget=actor.ppo_max_token_len_per_gpu,
+            denominator=loss.denominator,
+            whole_groups=loss.method.pairs,
+            published=config.reference_compat,
+        ),
         lr_at=optim.rate,
         deadline_s=deadline,
     )
@@ -175,9 +152,40 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
     return policy, sampler, Verification(verifier, deadline)
 
 
+@dataclass(frozen=True)
+class Renderers:
+    """Chat templates and tokenizers: one and the same where the student teaches itself."""
+
+    student: Renderer
+    teacher: Renderer
+
+
+def context_builder(config: Config, renderers: Renderers, ranks: int) -> ContextBuilder:
+    """What builds the teacher's prompts."""
+    distill = config.actor_rollout_ref.actor.self_distillation
+    rule = PeerRule(
+        policy="first" if config.reference_compat else distill.peer_policy,
+        success_threshold=distill.success_reward_threshold,
+        control=distill.peer_control_mode,
+        control_match=distill.peer_control_match,
+        published_order=config.reference_compat,
+        ranks=ranks,
+        seed=config.data.seed,
+    )
+    return ContextBuilder(
+        kind=distill.view if method_settings(config).distils else None,
+        settings=context_settings(config),
+        rule=rule,
+        renderer=renderers.student,
+        teacher=renderers.teacher,
+        max_prompt_length=distill.max_reprompt_len,
+        truncation="right" if config.reference_compat else distill.reprompt_truncation,
+    )
+
+
 def build_parts(
     config: Config,
-    renderer: Renderer,
+    renderers: Renderers,
     train: PromptSet,
     held_out: PromptSet,
     services: tuple[Policy, Sampling, Verification],
@@ -190,14 +198,7 @@ def build_parts(
         config.actor_rollout_ref.actor.self_distillation,
         config.actor_rollout_ref.rollout.val_kwargs,
     )
-    contexts = ContextBuilder(
-        settings=context_settings(config),
-        renderer=renderer,
-        max_prompt_length=distill.max_reprompt_len,
-        success_threshold=distill.success_reward_threshold,
-        peer_policy=distill.peer_policy,
-        seed=config.data.seed,
-    )
+    contexts = context_builder(config, renderers, len(policy.workers))
     validator = Validator(
         sampler=sampler,
         verifier=verifier,
@@ -205,6 +206,7 @@ def build_parts(
         settings=SamplingSettings(val.temperature, val.top_p, config.data.max_response_length),
         k=val.n,
         record=journal.validation,
+        bootstrap=config.reference_compat,
     )
     sizes = Sizes(
         prompts=config.data.train_batch_size,
@@ -212,12 +214,15 @@ def build_parts(
         success_threshold=distill.success_reward_threshold,
         shuffle=config.data.shuffle,
         seed=config.data.seed,
-        normalize_by_std=config.algorithm.norm_adv_by_std_in_grpo,
+        overlong_buffer=config.algorithm.overlong_buffer,
+        step_separator=distill.step_separator if distill.step_level_kl else None,
     )
     return Parts(
         sizes=sizes,
         sampling=SamplingSettings(config.actor_rollout_ref.rollout.temperature, 1.0, config.data.max_response_length),
-        method=METHODS[config.actor_rollout_ref.actor.policy_loss.loss_mode],
+        method=method_settings(config),
+        credit=credit_settings(config),
+        horizon=horizon_of(config),
         prompts=train,
         sampler=sampler,
         verifier=verifier,

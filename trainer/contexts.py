@@ -1,13 +1,17 @@
-"""The teacher's prompts of a step: peers chosen in sampling order, rendered and fitted to the length limit."""
+"""The teacher's prompts of a step: views chosen in sampling order, rendered and fitted to the length limit."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from mopd.contexts import ContextSettings, fit_view
-from mopd.peers import choose_peers
+from mopd.contexts import ContextSettings, Truncation, build_view, fit_view, truncate_ids
+from mopd.controls import choose_control_peers, control_metrics
+from mopd.methods import ViewKind
+from mopd.peers import balanced_order, choose_peers, group_orders, peer_metrics, reference_peers
+from mopd.summaries import summary_metrics
 from mopd.types import Group, IntArray, Peers, View
 from trainer.prompts import Renderer
 
@@ -24,45 +28,110 @@ class Context:
 
 
 @dataclass(frozen=True)
-class ContextBuilder:
-    """Builds one context per rollout; without `settings` (a method without a teacher) none is usable."""
+class PeerRule:
+    """How the siblings of a rollout are chosen."""
 
-    settings: ContextSettings | None
-    renderer: Renderer
-    max_prompt_length: int
+    policy: str
     success_threshold: float
-    peer_policy: str
+    control: str
+    """Matched-budget control in place of peers; `none` for peers."""
+    control_match: str
+    published_order: bool
+    """Meets candidates in the order of the published code, after its balancing."""
+    ranks: int
+    """Devices of that balancing."""
     seed: int
+
+
+@dataclass(frozen=True)
+class ContextBuilder:
+    """Builds one context per rollout; for a method without a teacher (`kind` None) none is usable."""
+
+    kind: ViewKind | None
+    settings: ContextSettings
+    rule: PeerRule
+    renderer: Renderer
+    """Of the student's prompts; what it decodes are the student's tokens."""
+    teacher: Renderer
+    """Of the teacher's prompts."""
+    max_prompt_length: int
+    truncation: Truncation
 
     def build(self, groups: Sequence[Group], step: int) -> list[Context]:
         """One context per rollout, in sampling order; the same for the same seed, step and rollouts."""
-        if self.settings is None:
-            return [
-                Context(View(group.prompt.messages, usable=False), None, None)
-                for group in groups
-                for _ in group.rollouts
-            ]
-        rng = random.Random(f"peers {self.seed} {step}")
-        return [
-            self.context_of(group, peers)
-            for group in groups
-            for peers in choose_peers(
-                group, self.settings, rng, threshold=self.success_threshold, policy=self.peer_policy
-            )
-        ]
+        rollouts = [(group, rollout.rollout_id) for group in groups for rollout in group.rollouts]
+        if self.kind is None or self.kind == "prompt":
+            usable = self.kind == "prompt"
+            return [self.rendered(View(group.prompt.messages, usable)) for group, _ in rollouts]
+        shown = zip(rollouts, self.peers_of(groups, step), strict=True)
+        return [self.rendered(self.view_of(group, rollout_id, peers)) for (group, rollout_id), peers in shown]
 
-    def context_of(self, group: Group, peers: Peers) -> Context:
-        """The context of one rollout with these peers."""
-        assert self.settings is not None
-        view = fit_view(
+    def peers_of(self, groups: Sequence[Group], step: int) -> list[Peers]:
+        """What may be shown for every rollout, in sampling order."""
+        if self.kind == "reference":
+            return [reference_peers(group.prompt) for group in groups for _ in group.rollouts]
+        rule, rng = self.rule, random.Random(f"peers {self.rule.seed} {step}")
+        orders = published_orders(groups, rule.ranks) if rule.published_order else [None] * len(groups)
+        if rule.control == "none":
+            return [
+                peers
+                for group, order in zip(groups, orders, strict=True)
+                for peers in choose_peers(
+                    group, self.settings, rng, threshold=rule.success_threshold, policy=rule.policy, order=order
+                )
+            ]
+        known = [order for order in orders if order is not None]
+        return list(
+            choose_control_peers(
+                groups,
+                self.settings,
+                rule.control,
+                rule.control_match,
+                rng,
+                rule.success_threshold,
+                policy=rule.policy,
+                orders=known or None,
+            )
+        )
+
+    def view_of(self, group: Group, rollout_id: str, peers: Peers) -> View:
+        """The view of one rollout, made to fit."""
+        if self.truncation in ("right", "left"):
+            return build_view(group.prompt.messages, peers, self.settings)
+        return fit_view(
             group.prompt.messages,
             peers,
             self.settings,
             limit=self.max_prompt_length,
-            length=self.renderer.length,
-            shorten=self.renderer.shorten,
+            length=self.teacher.length,
+            shorten=self.teacher.shorten,
+            truncation=self.truncation,
+            rollout_id=rollout_id,
         )
+
+    def rendered(self, view: View) -> Context:
+        """A view as the teacher reads it."""
         if not view.usable:
             return Context(view, None, None)
-        text = self.renderer.text(view.messages)
-        return Context(view, text, self.renderer.ids(text))
+        text = self.teacher.text(view.messages)
+        side: Literal["right", "left"] = "left" if self.truncation == "left" else "right"
+        return Context(view, text, truncate_ids(self.teacher.ids(text), self.max_prompt_length, side))
+
+    def metrics(self, views: Sequence[View], groups: Sequence[Group]) -> dict[str, float]:
+        """What the teachers of a step were shown, under published names."""
+        if self.kind != "peers":
+            usable = sum(view.usable for view in views) / max(1, len(views))
+            return {"self_distillation/reprompt_sample_fraction": usable}
+        threshold = self.rule.success_threshold
+        found = peer_metrics(views, groups, threshold=threshold)
+        if self.rule.control != "none":
+            found |= control_metrics(views, self.rule.control)
+        if self.settings.summarize_solutions:
+            found |= summary_metrics(views, groups, self.settings, threshold=threshold)
+        return found
+
+
+def published_orders(groups: Sequence[Group], ranks: int) -> list[list[int]]:
+    """For each group, its sampling positions in the order in which the published code meets them."""
+    lengths = [len(group.prompt_ids) + len(rollout.token_ids) for group in groups for rollout in group.rollouts]
+    return group_orders(balanced_order(lengths, ranks), [len(group.rollouts) for group in groups])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mopd.types import FloatArray, IntArray
+from trainer.packing import Sample
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,21 @@ def padded(arrays: Sequence[FloatArray], like: Tensor) -> Tensor:
     for row, array in enumerate(arrays):
         rows[row, : len(array)] = array
     return torch.from_numpy(rows).to(like.device)
+
+
+def step_rows(samples: Sequence[Sample], like: Tensor) -> Tensor:
+    """The reasoning step of every token of a micro-batch, shaped as `like` [B, T]; -1 in padding."""
+    rows = np.full(tuple(like.shape), -1, dtype=np.int64)
+    for row, sample in enumerate(samples):
+        if sample.step_ids is not None:
+            rows[row, : len(sample.step_ids)] = sample.step_ids
+    return torch.from_numpy(rows).to(like.device)
+
+
+def fitted(logits: Tensor, vocabulary: int) -> Tensor:
+    """Another model's logits [B, T, V'] on the student's vocabulary [B, T, V]: padding rows cut, or made impossible."""
+    missing = vocabulary - logits.shape[-1]
+    return logits[..., :vocabulary] if missing <= 0 else nn.functional.pad(logits, (0, missing), value=-torch.inf)
 
 
 class ResponseScorer(nn.Module):

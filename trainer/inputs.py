@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from mopd.rewards import VERIFIERS
-from trainer.assemble import Placement
-from trainer.config.compose import PROJECT, contradictions, missing_files
+from mopd.teacher import check_vocabulary
+from trainer.assemble import Placement, Renderers
+from trainer.config.compose import PROJECT, contradictions, distils, missing_files
 from trainer.config.schema import Config
 from trainer.errors import BadInputError
 from trainer.prompts import PromptSet, Renderer, load
 from trainer.tracking import missing_trackers
 
 MODEL_KEY = "actor_rollout_ref.model.path"
+TEACHER_KEY = "actor_rollout_ref.ref.model.path"
+FLAG_OF = {MODEL_KEY: "MODEL_PATH", TEACHER_KEY: "TEACHER_MODEL_PATH"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Inputs:
     """What a run starts from."""
 
     placement: Placement
-    renderer: Renderer
+    renderers: Renderers
     train: PromptSet
     held_out: PromptSet
 
@@ -43,16 +46,20 @@ def read_inputs(config: Config) -> Inputs:
         BadInputError: every fault of configuration, devices, model and data, together.
     """
     problems = [*contradictions(config), *placement_faults(config), *missing_packages(config)]
-    if faults := model_faults(config):
+    model, teacher = config.actor_rollout_ref.model.path, config.actor_rollout_ref.ref.model.path
+    faults = model_faults(config, MODEL_KEY, model)
+    if teacher is not None:
+        faults += model_faults(config, TEACHER_KEY, teacher)
+    if faults:
         raise BadInputError([*problems, *faults, *missing_data(config)])
     try:
-        renderer = Renderer(load_tokenizer(config), config.data.apply_chat_template_kwargs)
-        sets = load_prompts(config, renderer)
+        renderers = load_renderers(config)
+        sets = load_prompts(config, renderers.student)
     except BadInputError as error:
         raise BadInputError([*problems, *error.problems]) from None
     if problems:
         raise BadInputError(problems)
-    return Inputs(placement_of(config), renderer, *sets)
+    return Inputs(placement_of(config), renderers, *sets)
 
 
 def device_of(config: Config) -> str:
@@ -93,18 +100,17 @@ def missing_packages(config: Config) -> list[str]:
     return faults
 
 
-def model_faults(config: Config) -> list[str]:
+def model_faults(config: Config, name: str, path: str) -> list[str]:
     """Sentences for a model folder that cannot be a model, or that is too short for the lengths asked."""
-    path = config.actor_rollout_ref.model.path
-    key, folder = f"{MODEL_KEY}={path}", Path(path)
+    key, folder = f"{name}={path}", Path(path)
     if not folder.is_dir():
         if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not os.environ.get("HF_HUB_OFFLINE"):
             return []  # a name on the model hub
-        return [f"{key}: no such folder; MODEL_PATH must name a Hugging Face model folder"]
+        return [f"{key}: no such folder; it must be a Hugging Face model folder ({FLAG_OF[name]})"]
     try:
         described: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
-        return [f"{key}: the folder has no config.json; MODEL_PATH must name a Hugging Face model folder"]
+        return [f"{key}: the folder has no config.json; it must be a Hugging Face model folder ({FLAG_OF[name]})"]
     except (OSError, ValueError) as error:
         return [f"{key}: its config.json cannot be read ({error})"]
     if not any(folder.glob("*.safetensors")):
@@ -121,27 +127,50 @@ def model_faults(config: Config) -> list[str]:
 def longest_sequence(config: Config) -> int:
     """Tokens of the longest sequence that any forward may see."""
     data, distill = config.data, config.actor_rollout_ref.actor.self_distillation
-    distils = config.actor_rollout_ref.actor.policy_loss.loss_mode == "sdpo"
-    prompt = max(data.max_prompt_length, distill.max_reprompt_len if distils else 0)
+    reprompts = distils(config.actor_rollout_ref.actor) and distill.view != "prompt"
+    prompt = max(data.max_prompt_length, distill.max_reprompt_len if reprompts else 0)
     return prompt + data.max_response_length
 
 
-def load_tokenizer(config: Config) -> Any:
-    """The tokenizer of the model's folder.
+def load_renderers(config: Config) -> Renderers:
+    """The student's chat template, and the teacher's own where that is another model of the same vocabulary.
+
+    Raises:
+        BadInputError: a tokenizer cannot be used, or the vocabularies differ.
+    """
+    arguments, paths = config.data.apply_chat_template_kwargs, config.actor_rollout_ref
+    tokenizer = load_tokenizer(MODEL_KEY, paths.model.path)
+    student = Renderer(tokenizer, arguments)
+    if paths.ref.model.path is None:
+        return Renderers(student, student)
+    other = load_tokenizer(TEACHER_KEY, paths.ref.model.path)
+    try:
+        check_vocabulary(
+            tokenizer.get_vocab(), other.get_vocab(), rows_of(paths.model.path), rows_of(paths.ref.model.path)
+        )
+    except ValueError as error:
+        raise BadInputError([f"{TEACHER_KEY}={paths.ref.model.path}: {error}"]) from None
+    return Renderers(student, Renderer(other, arguments))
+
+
+def rows_of(path: str) -> int:
+    """Rows of a model's output layer."""
+    return int(AutoConfig.from_pretrained(path).get_text_config().vocab_size)
+
+
+def load_tokenizer(name: str, path: str) -> Any:
+    """The tokenizer of a model, by the key that named it.
 
     Raises:
         BadInputError: there is none, or it has no chat template.
     """
-    path = config.actor_rollout_ref.model.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInputError([f"{MODEL_KEY}={path}: no tokenizer could be loaded ({first_line})"]) from None
+        raise BadInputError([f"{name}={path}: no tokenizer could be loaded ({first_line})"]) from None
     if not tokenizer.chat_template:
-        raise BadInputError(
-            [f"{MODEL_KEY}={path}: its tokenizer has no chat template; take an instruction-tuned model"]
-        )
+        raise BadInputError([f"{name}={path}: its tokenizer has no chat template; take an instruct model"])
     return tokenizer
 
 
@@ -166,6 +195,7 @@ def load_prompts(config: Config, renderer: Renderer) -> tuple[PromptSet, PromptS
                 renderer,
                 max_prompt_length=data.max_prompt_length,
                 drop_overlong=data.filter_overlong_prompts,
+                instruction=summary_instruction(config),
             )
         except BadInputError as error:
             problems += error.problems
@@ -181,6 +211,13 @@ def load_prompts(config: Config, renderer: Renderer) -> tuple[PromptSet, PromptS
     if problems:
         raise BadInputError(problems)
     return sets[0][1], sets[1][1]
+
+
+def summary_instruction(config: Config) -> str:
+    """What the student is asked beside the task; empty where summaries are not shown."""
+    distill = config.actor_rollout_ref.actor.self_distillation
+    wanted = distill.summarize_solutions and distils(config.actor_rollout_ref.actor) and distill.view == "peers"
+    return distill.summary_instruction if wanted else ""
 
 
 def unknown_sources(key: str, path: str, prompts: PromptSet) -> list[str]:

@@ -61,7 +61,7 @@ def train(parts: Parts) -> None:
         with clock.turn("sample"):
             groups = parts.sample(step)
         with clock.turn("verify"):
-            groups = parts.verifier.verify(groups)
+            groups = parts.verify(groups, step)
         with clock.turn("context"):
             contexts = parts.contexts.build(groups, step)
         with clock.turn("learn"):

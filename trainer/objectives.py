@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mopd import importance, losses
-from mopd.divergence import captured_mass
+from mopd import importance, losses, preference
+from mopd.divergence import Support, Tail, captured_mass
+from mopd.methods import Method, Signal
+from mopd.policy_losses import POLICY_LOSSES
+from trainer.packing import Sample, loss_mask
 
 
 @dataclass(frozen=True)
 class LossSettings:
     """The loss of a run, as plain values."""
 
-    kind: Literal["distillation", "policy_gradient"]
+    method: Method
     temperature: float
     aggregation: losses.Aggregation
+    max_response_length: int
     alpha: float
     topk: int | None
-    tail: Literal["bucket", "renormalize"]
+    tail: Tail
+    support: Support
     is_clip: float | None
-    rollout_is_threshold: float | None
-    """Upper bound of the weights between trainer and sampler; None for none."""
-    clip_ratio_low: float
-    clip_ratio_high: float
-    clip_ratio_c: float
+    rollout_is: str | None
+    """`token` or `sequence` weights between trainer and sampler; None for none."""
+    rollout_is_threshold: float
+    policy_options: Mapping[str, float]
+    """Clips and thresholds of the policy loss, by its argument names."""
+    dpo_beta: float
+    simpo_beta: float
+    simpo_gamma: float
+    label_smoothing: float
+    sft_length_normalize: bool
 
-    @property
-    def distils(self) -> bool:
-        """True where a teacher is asked."""
-        return self.kind == "distillation"
+    def denominator(self, samples: Sequence[Sample]) -> float:
+        """What the loss of all ranks' samples is divided by; at least 1."""
+        if self.method.signal == "preference":
+            rewards = torch.tensor([sample.reward for sample in samples])
+            return max(1.0, len(preference.preference_pairs(rewards, [sample.group for sample in samples])))
+        by_tokens = self.aggregation == "token-mean" and self.method.signal != "likelihood"
+        if by_tokens:
+            return max(1.0, float(sum(loss_mask(sample).sum() for sample in samples)))
+        full_width = self.aggregation == "seq-mean-token-sum-norm" and self.method.signal != "likelihood"
+        return max(1.0, float(len(samples) * (self.max_response_length if full_width else 1)))
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Per-token inputs of the loss, each [B, T]."""
+    """Inputs of the loss; each tensor [B, T] unless it says otherwise."""
 
     tokens: Tensor
     mask: Tensor
@@ -46,20 +62,39 @@ class Targets:
     sampler_logprobs: Tensor
     old_logprobs: Tensor | None
     """Of the policy before this step's first update; None where this is that policy."""
+    step_ids: Tensor | None
+    """The reasoning step of each token, -1 in padding; None where losses are not averaged over steps."""
+    rewards: Tensor
+    """[B], not-a-number where unknown."""
+    groups: Sequence[int]
+    """[B]"""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """A micro-batch's part of the mini-batch loss, and what to report of it, each [B, T]."""
+    """A micro-batch's part of the mini-batch loss, and what to report of it."""
 
     loss: Tensor
     """Scalar; the parts of all micro-batches and ranks add up to the mini-batch's loss."""
+    old_logprobs: Tensor
+    """[B, T]"""
+    measured: Mapping[str, Tensor]
+    """By metric name: [B, T] for a mean over unmasked tokens, [M] for a mean over pairs."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A micro-batch with both models' scores."""
+
+    student_logits: Tensor
+    """[B, T, V], tempered, with gradient."""
+    teacher_logits: Tensor | None
+    """[B, T, V], tempered: the teacher's on its view; for DPO the initial model's on the student's own prompt."""
     logprobs: Tensor
-    entropy: Tensor
-    divergence: Tensor | None
-    student_mass: Tensor | None
-    """Probability that the compared entries hold."""
-    teacher_mass: Tensor | None
+    """[B, T], the student's of the response, with gradient."""
+    old_logprobs: Tensor
+    """[B, T]"""
+    targets: Targets
 
 
 def contribution(
@@ -69,52 +104,144 @@ def contribution(
     settings: LossSettings,
     denominator: float,
 ) -> Contribution:
-    """The loss of logits [B, T, V] (already tempered), normalised by `denominator` tokens or sequences."""
+    """The loss of a micro-batch, divided by `denominator`."""
     logprobs = losses.token_logprobs(student_logits, targets.tokens)
     old = logprobs.detach() if targets.old_logprobs is None else targets.old_logprobs
-    correction = None
-    if settings.rollout_is_threshold is not None:
-        correction = importance.truncated_weights(old, targets.sampler_logprobs, settings.rollout_is_threshold)
-    divergence = student_mass = teacher_mass = None
-    if teacher_logits is not None:
-        loss = losses.distillation_loss(
-            student_logits,
-            teacher_logits,
-            targets.tokens,
+    scored = Scored(student_logits, teacher_logits, logprobs, old, targets)
+    loss, measured = OBJECTIVES[settings.method.signal](scored, settings, denominator)
+    common = {"actor/ppo_kl": old - logprobs.detach(), "actor/entropy": entropy(student_logits.detach())}
+    return Contribution(loss, old, {**common, **measured})
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """The entropy of next-token distributions, logits [..., V] to [...], in nats."""
+    spread = torch.log_softmax(logits, dim=-1)
+    return -(spread.exp() * spread).sum(-1)
+
+
+def correction(scored: Scored, settings: LossSettings) -> Tensor | None:
+    """Truncated importance weights [B, T] between the trainer and the sampler; None where none are wanted."""
+    sampler, threshold = scored.targets.sampler_logprobs, settings.rollout_is_threshold
+    if settings.rollout_is is None:
+        return None
+    if settings.rollout_is == "sequence":
+        return importance.truncated_sequence_weights(scored.old_logprobs, sampler, scored.targets.mask, threshold)
+    return importance.truncated_weights(scored.old_logprobs, sampler, threshold)
+
+
+Part = tuple[Tensor, dict[str, Tensor]]
+"""A loss, and what was measured on the way."""
+
+
+def divergence_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
+    """Divergence to the teacher's next-token distribution."""
+    assert scored.teacher_logits is not None
+    targets, support = scored.targets, settings.support
+    loss = losses.distillation_loss(
+        scored.student_logits,
+        scored.teacher_logits,
+        targets.tokens,
+        targets.mask,
+        alpha=settings.alpha,
+        topk=settings.topk,
+        tail=settings.tail,
+        support=support,
+        old_logprobs=scored.old_logprobs,
+        is_clip=settings.is_clip,
+        importance_weights=correction(scored, settings),
+        step_ids=targets.step_ids,
+        aggregation=settings.aggregation,
+        denominator=denominator,
+    )
+    with torch.no_grad():
+        divergence = losses.token_divergence(
+            scored.student_logits,
+            scored.teacher_logits,
             targets.mask,
             alpha=settings.alpha,
             topk=settings.topk,
             tail=settings.tail,
-            old_logprobs=old,
-            is_clip=settings.is_clip,
-            importance_weights=correction,
-            aggregation=settings.aggregation,
-            denominator=denominator,
+            support=support,
         )
-        with torch.no_grad():
-            divergence = losses.token_divergence(
-                student_logits,
-                teacher_logits,
-                targets.mask,
-                alpha=settings.alpha,
-                topk=settings.topk,
-                tail=settings.tail,
-            )
-            student_mass, teacher_mass = captured_mass(student_logits, teacher_logits, topk=settings.topk)
+        masses = captured_mass(scored.student_logits, scored.teacher_logits, topk=settings.topk, support=support)
+    return loss, {
+        "self_distillation/divergence": divergence,
+        "self_distillation/topk_mass_student": masses[0],
+        "self_distillation/topk_mass_teacher": masses[1],
+    }
+
+
+def sampled_token_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
+    """Reverse divergence to the teacher, estimated from the sampled tokens."""
+    assert scored.teacher_logits is not None
+    teacher_logprobs = losses.token_logprobs(scored.teacher_logits, scored.targets.tokens)
+    loss = losses.sampled_token_loss(
+        scored.logprobs,
+        teacher_logprobs,
+        scored.targets.mask,
+        old_logprobs=scored.old_logprobs,
+        is_clip=settings.is_clip,
+        importance_weights=correction(scored, settings),
+        step_ids=scored.targets.step_ids,
+        aggregation=settings.aggregation,
+        denominator=denominator,
+    )
+    return loss, {"self_distillation/log_ratio": scored.logprobs.detach() - teacher_logprobs}
+
+
+def policy_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
+    """Policy gradient on group-relative rewards."""
+    # DPPO measures how far the policy is from the one that sampled, and needs no further correction.
+    anchored = settings.method.loss == "dppo"
+    loss = POLICY_LOSSES[settings.method.loss](
+        scored.logprobs,
+        scored.targets.sampler_logprobs if anchored else scored.old_logprobs,
+        scored.targets.advantages,
+        scored.targets.mask,
+        importance_weights=None if anchored else correction(scored, settings),
+        aggregation=settings.aggregation,
+        denominator=denominator,
+        **settings.policy_options,
+    )
+    return loss, {}
+
+
+def preference_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
+    """DPO or SimPO over the pairs of each group."""
+    targets = scored.targets
+    if scored.teacher_logits is None:
+        rated = preference.simpo_rewards(scored.logprobs, targets.mask, beta=settings.simpo_beta)
+        margin = settings.simpo_gamma
     else:
-        loss = losses.policy_gradient_loss(
-            logprobs,
-            old,
-            targets.advantages,
-            targets.mask,
-            clip_ratio_low=settings.clip_ratio_low,
-            clip_ratio_high=settings.clip_ratio_high,
-            clip_ratio_c=settings.clip_ratio_c,
-            importance_weights=correction,
-            aggregation=settings.aggregation,
-            denominator=denominator,
-        )
-    with torch.no_grad():
-        spread = torch.log_softmax(student_logits, dim=-1)
-        entropy = -(spread.exp() * spread).sum(-1)
-    return Contribution(loss, logprobs.detach(), entropy, divergence, student_mass, teacher_mass)
+        reference = losses.token_logprobs(scored.teacher_logits, targets.tokens)
+        rated = preference.dpo_rewards(scored.logprobs, reference, targets.mask, beta=settings.dpo_beta)
+        margin = 0.0
+    pairs = preference.preference_pairs(targets.rewards, targets.groups)
+    loss = preference.pairwise_loss(
+        rated, pairs, margin=margin, label_smoothing=settings.label_smoothing, denominator=denominator
+    )
+    gaps = rated.detach()[pairs[:, 0]] - rated.detach()[pairs[:, 1]]
+    prefix = settings.method.loss
+    return loss, {f"{prefix}/reward_margin": gaps, f"{prefix}/accuracy": (gaps > 0).float()}
+
+
+def likelihood_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
+    """Likelihood of the successes: what the mask leaves."""
+    successes = scored.targets.mask.any(dim=-1)
+    loss = preference.verified_sft_loss(
+        scored.logprobs,
+        successes,
+        scored.targets.mask,
+        length_normalize=settings.sft_length_normalize,
+        denominator=denominator,
+    )
+    return loss, {"sft/nll": -scored.logprobs.detach()}
+
+
+OBJECTIVES: Mapping[Signal, Callable[[Scored, LossSettings, float], Part]] = {
+    "divergence": divergence_part,
+    "sampled_token": sampled_token_part,
+    "policy": policy_part,
+    "preference": preference_part,
+    "likelihood": likelihood_part,
+}

@@ -6,7 +6,7 @@ a rank with less to do gets empty ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,10 @@ class Sample:
 
     index: int
     """Position among the step's rollouts, in sampling order."""
+    group: int
+    """Number of its group among the step's."""
+    reward: float
+    """Not-a-number where the outcome is unknown."""
     prompt_ids: IntArray
     """[L], the student's prompt."""
     response_ids: IntArray
@@ -29,6 +33,8 @@ class Sample:
     teacher_prompt_ids: IntArray | None
     """[L], the teacher's prompt; None where there is no usable view, or no teacher."""
     streams: TokenStreams
+    step_ids: IntArray | None = None
+    """[T], the reasoning step of each token; None where losses are not averaged over steps."""
 
     @property
     def cost(self) -> int:
@@ -37,61 +43,93 @@ class Sample:
         return longest + len(self.response_ids)
 
 
+Unit = tuple[Sample, ...]
+"""Samples that stay in one micro-batch: a single one, or a whole group where pairs are compared."""
+Denominator = Callable[[Sequence[Sample]], float]
+"""What the loss of a mini-batch is divided by, counted over all ranks."""
+
+
 @dataclass(frozen=True)
 class MiniBatch:
     """One optimiser step's work for one rank, normalised by the counts of all ranks."""
 
     micro_batches: tuple[tuple[Sample, ...], ...]
-    tokens: float
-    """Response tokens in the loss, over all ranks."""
-    sequences: float
-    """Sequences in the loss, over all ranks."""
+    denominators: tuple[float, ...]
+    """What the loss of each micro-batch is divided by."""
 
 
-def loss_mask(sample: Sample, distils: bool) -> FloatArray:
-    """[T], the tokens that count in the loss: of a distilled sample those whose divergence has weight."""
-    counted = sample.streams.mask * (sample.streams.weights != 0) if distils else sample.streams.mask
-    return counted.astype(np.float32)
+def loss_mask(sample: Sample) -> FloatArray:
+    """[T], the tokens that count in the loss."""
+    mask: FloatArray = np.where(sample.streams.weights != 0, sample.streams.mask, np.float32(0))
+    return mask
 
 
-def plan_mini_batch(samples: Sequence[Sample], ranks: int, budget: int, distils: bool) -> list[MiniBatch]:
-    """Splits one mini-batch over `ranks`, each share into micro-batches of at most `budget` padded tokens.
+@dataclass(frozen=True)
+class Packing:
+    """How mini-batches are cut."""
+
+    budget: int
+    """Tokens of a micro-batch, padding included."""
+    denominator: Denominator
+    whole_groups: bool = False
+    """Keeps groups together."""
+    published: bool = False
+    """Published normalisation: every sequence is a micro-batch, divided by its own count and by the number of all
+    sequences, useful or not."""
+
+
+def plan_mini_batch(samples: Sequence[Sample], ranks: int, packing: Packing) -> list[MiniBatch]:
+    """Splits one mini-batch over `ranks`, each share into micro-batches within the budget.
 
     Sequences that carry no loss are left out: they would be forwarded for nothing.
     """
-    useful = [sample for sample in samples if loss_mask(sample, distils).any()]
-    shares = balance(useful, ranks)
-    packed = [pack(share, budget) for share in shares]
+    useful = [sample for sample in samples if loss_mask(sample).any()]
+    budget = 0 if packing.published else packing.budget
+    packed = [pack(share, budget) for share in balance(units_of(useful, packing.whole_groups), ranks)]
     most = max(len(micro_batches) for micro_batches in packed)
-    tokens = float(sum(loss_mask(sample, distils).sum() for sample in useful))
-    return [
-        MiniBatch((*micro_batches, *[()] * (most - len(micro_batches))), tokens, float(len(useful)))
-        for micro_batches in packed
-    ]
+    total = packing.denominator(useful)
+    plans = []
+    for micro_batches in packed:
+        even = (*micro_batches, *[()] * (most - len(micro_batches)))
+        own = [packing.denominator(part) * len(samples) for part in even]
+        plans.append(MiniBatch(even, tuple(own) if packing.published else (total,) * most))
+    return plans
 
 
-def balance(samples: Sequence[Sample], ranks: int) -> list[list[Sample]]:
-    """Shares of nearly equal token counts: the longest sequence left goes to the lightest share."""
-    shares: list[list[Sample]] = [[] for _ in range(ranks)]
+def units_of(samples: Sequence[Sample], whole_groups: bool) -> list[Unit]:
+    """Samples one by one, or by group."""
+    if not whole_groups:
+        return [(sample,) for sample in samples]
+    groups = {sample.group: None for sample in samples}
+    return [tuple(sample for sample in samples if sample.group == group) for group in groups]
+
+
+def padded_cost(unit: Sequence[Sample]) -> int:
+    """Tokens of a micro-batch, padding included."""
+    return max(sample.cost for sample in unit) * len(unit)
+
+
+def balance(units: Sequence[Unit], ranks: int) -> list[list[Unit]]:
+    """Shares of nearly equal token counts: the longest unit left goes to the lightest share."""
+    shares: list[list[Unit]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    for sample in sorted(samples, key=lambda sample: (-sample.cost, sample.index)):
+    for unit in sorted(units, key=lambda unit: (-padded_cost(unit), unit[0].index)):
         lightest = loads.index(min(loads))
-        shares[lightest].append(sample)
-        loads[lightest] += sample.cost
+        shares[lightest].append(unit)
+        loads[lightest] += padded_cost(unit)
     return shares
 
 
-def pack(share: Sequence[Sample], budget: int) -> list[tuple[Sample, ...]]:
+def pack(share: Sequence[Unit], budget: int) -> list[tuple[Sample, ...]]:
     """Micro-batches of sequences of like length whose padded size stays within `budget` tokens.
 
-    A sequence longer than the budget travels alone.
+    A unit larger than the budget travels alone.
     """
     micro_batches: list[tuple[Sample, ...]] = []
-    current: list[Sample] = []
-    for sample in sorted(share, key=lambda sample: (-sample.cost, sample.index)):
-        longest = current[0].cost if current else sample.cost
-        if current and longest * (len(current) + 1) > budget:
-            micro_batches.append(tuple(current))
-            current = []
-        current.append(sample)
-    return [*micro_batches, tuple(current)] if current else micro_batches
+    for unit in sorted(share, key=lambda unit: (-max(sample.cost for sample in unit), unit[0].index)):
+        together = (*micro_batches[-1], *unit) if micro_batches else unit
+        if micro_batches and padded_cost(together) <= budget:
+            micro_batches[-1] = together
+        else:
+            micro_batches.append(unit)
+    return micro_batches

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mopd.methods import Method, token_streams
-from mopd.peers import peer_metrics
-from mopd.types import FloatArray, Group
+from mopd.advantages import overlong_penalty
+from mopd.credit import CreditSettings, group_ids_N, rewards_N, token_streams
+from mopd.horizon import Horizon
+from mopd.methods import Method
+from mopd.steps import step_ids
+from mopd.types import FloatArray, Group, IntArray, Outcome, Rollout, TokenStreams
 from trainer.contexts import Context, ContextBuilder
 from trainer.packing import Sample
 from trainer.prompts import PromptSet, batch_at
@@ -45,7 +48,10 @@ class Sizes:
     success_threshold: float
     shuffle: bool
     seed: int
-    normalize_by_std: bool
+    overlong_buffer: int
+    """Tokens before the limit over which a reward falls; 0: none."""
+    step_separator: str | None
+    """Text between reasoning steps, where losses are averaged over them."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Parts:
     sampling: SamplingSettings
     """How training rollouts are drawn."""
     method: Method
+    credit: CreditSettings
+    horizon: Horizon
     prompts: PromptSet
     sampler: Sampling
     verifier: Verification
@@ -73,31 +81,69 @@ class Parts:
             Asked(f"{step}-{number}", self.prompts.prompts[row], self.prompts.prompt_ids[row])
             for number, row in enumerate(rows)
         ]
-        return self.sampler.sample(asked, sizes.rollouts, self.sampling, [step])
+        limit = self.horizon(step - 1)
+        return self.sampler.sample(asked, sizes.rollouts, replace(self.sampling, max_tokens=limit), [step])
+
+    def verify(self, groups: Sequence[Group], step: int) -> tuple[Group, ...]:
+        """The groups with outcomes. A response that the horizon cut has no verdict; a long one may lose reward."""
+        limit = self.horizon(step - 1)
+        cut = limit < self.sampling.max_tokens
+        verified = self.verifier.verify(groups)
+        return tuple(
+            replace(group, outcomes=tuple(self.judged(*pair, limit, cut) for pair in paired(group)))
+            for group in verified
+        )
+
+    def judged(self, rollout: Rollout, outcome: Outcome, limit: int, cut: bool) -> Outcome:
+        """The outcome of a rollout under a limit of tokens; `cut` where the limit is that of a horizon."""
+        if cut and rollout.finish_reason == "length":
+            return Outcome.unknown("cut by the rollout horizon")
+        if not self.sizes.overlong_buffer or outcome.reward is None:
+            return outcome
+        penalty = overlong_penalty(len(rollout.token_ids), limit, self.sizes.overlong_buffer)
+        return replace(outcome, reward=outcome.reward + penalty)
 
     def learn(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Learned:
         """One update of student and teacher."""
-        views = [context.view for context in contexts] if self.method.uses_views else None
-        streams = token_streams(self.method, groups, views, normalize_by_std=self.sizes.normalize_by_std)
-        samples = [
-            Sample(
-                index,
-                group.prompt_ids,
-                rollout.token_ids,
-                rollout.logprobs,
-                contexts[index].prompt_ids,
-                stream,
-            )
-            for index, ((group, rollout, _), stream) in enumerate(zip(every_rollout(groups), streams, strict=True))
-        ]
+        views = [context.view for context in contexts] if self.method.distils else None
+        streams = token_streams(self.method, groups, views, self.credit)
+        samples = self.samples_of(groups, contexts, streams)
         record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
         metrics, divergences = self.policy.update(samples, step, record)
         metrics |= rollout_metrics(groups)
+        metrics["actor/trained_fraction"] = float(np.mean([bool(stream.weights.any()) for stream in streams]))
         if views is not None:
-            metrics |= peer_metrics(views, groups, threshold=self.sizes.success_threshold)
+            metrics |= self.contexts.metrics(views, groups)
             lengths = [len(context.prompt_ids) for context in contexts if context.prompt_ids is not None]
             metrics |= spread("self_distillation/teacher_prompt_length", lengths)
         return Learned(metrics, divergences)
+
+    def samples_of(
+        self, groups: Sequence[Group], contexts: Sequence[Context], streams: Sequence[TokenStreams]
+    ) -> list[Sample]:
+        """The step's rollouts as the actor sees them, in sampling order."""
+        rewards, numbers = rewards_N(groups), group_ids_N(groups)
+        return [
+            Sample(
+                index=index,
+                group=numbers[index],
+                reward=float(rewards[index]),
+                prompt_ids=group.prompt_ids,
+                response_ids=rollout.token_ids,
+                sampler_logprobs=rollout.logprobs,
+                teacher_prompt_ids=contexts[index].prompt_ids,
+                streams=streams[index],
+                step_ids=self.steps_of(rollout),
+            )
+            for index, (group, rollout, _) in enumerate(every_rollout(groups))
+        ]
+
+    def steps_of(self, rollout: Rollout) -> IntArray | None:
+        """[T], the reasoning step of every token; None where losses are not averaged over steps."""
+        if self.sizes.step_separator is None:
+            return None
+        pieces = self.contexts.renderer.pieces(rollout.token_ids)
+        return np.asarray(step_ids(pieces, self.sizes.step_separator), dtype=np.int32)
 
     def publish(self, groups: Sequence[Group], step: int) -> dict[str, float]:
         """Gives the sampler the new weights, and compares both sides' log-probs of this step's tokens."""
@@ -112,6 +158,11 @@ class Parts:
     def save(self, step: int) -> None:
         """Keeps the student's weights."""
         self.policy.save(str(self.journal.folders.checkpoints / f"step_{step}"))
+
+
+def paired(group: Group) -> Iterator[tuple[Rollout, Outcome]]:
+    """Every rollout of a group with its outcome."""
+    return zip(group.rollouts, group.outcomes, strict=True)
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
+from mopd.summaries import with_summary_instruction
 from mopd.types import IntArray, Message, Prompt
 from trainer.errors import BadInputError
 
@@ -54,6 +55,10 @@ class Renderer:
         """Tokens of the rendered conversation."""
         return len(self.ids(self.text(messages)))
 
+    def pieces(self, token_ids: IntArray) -> list[str]:
+        """The text of each token by itself."""
+        return [self.tokenizer.decode([int(token)]) for token in token_ids]
+
     def shorten(self, text: str, tokens: int) -> str:
         """The first `tokens` tokens of a text."""
         return self.tokenizer.decode(self.tokenizer.encode(text, add_special_tokens=False)[:tokens])
@@ -73,10 +78,13 @@ class PromptSet:
         return len(self.prompts)
 
 
-def load(path: str, key: str, renderer: Renderer, *, max_prompt_length: int, drop_overlong: bool) -> PromptSet:
+def load(
+    path: str, key: str, renderer: Renderer, *, max_prompt_length: int, drop_overlong: bool, instruction: str = ""
+) -> PromptSet:
     """The prompts of a parquet file.
 
-    `key` is the configuration key that named the file, for messages.
+    `key` is the configuration key that named the file, for messages. `instruction` is what the student is asked
+    beside the task: it is rendered, and is no part of the prompt's messages, from which teachers' are made.
 
     Raises:
         BadInputError: no such file, a missing column, a row without prompt or ground truth, or prompts
@@ -90,7 +98,8 @@ def load(path: str, key: str, renderer: Renderer, *, max_prompt_length: int, dro
         more = [f"{key}={path}: and {len(faulty) - 5} more such rows"] if len(faulty) > 5 else []
         raise BadInputError(shown + more)
     good = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-    ids = [renderer.ids(renderer.text(prompt.messages)) for prompt in good]
+    asked = [with_summary_instruction(prompt.messages, instruction) for prompt in good]
+    ids = [renderer.ids(renderer.text(messages)) for messages in asked]
     fits = [len(prompt_ids) <= max_prompt_length for prompt_ids in ids]
     dropped = len(fits) - sum(fits)
     if dropped and not drop_overlong:

@@ -12,7 +12,7 @@ import numpy as np
 from mopd.types import FloatArray, Group, IntArray, Prompt, Rollout, Segment
 from trainer import cluster
 from trainer.meters import merged
-from trainer.packing import MiniBatch, Sample, plan_mini_batch
+from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
 from trainer.weights import LINKS, PublishError, Transfer, differing_groups, largest_gap
 from trainer.workers.policy import Update
 from trainer.workers.sampler_types import Request, Response, SamplingSettings
@@ -78,11 +78,10 @@ class Policy:
     """The actor's ranks as one."""
 
     workers: Sequence[Any]
-    distils: bool
     epochs: int
     mini_batch_rollouts: int
     """Rollouts per optimiser step."""
-    token_budget: int
+    packing: Packing
     lr_at: Callable[[int], float]
     deadline_s: float
 
@@ -112,7 +111,11 @@ class Policy:
 
     def plan(self, samples: Sequence[Sample]) -> list[MiniBatch]:
         """One mini-batch over the ranks."""
-        return plan_mini_batch(samples, len(self.workers), self.token_budget, self.distils)
+        return plan_mini_batch(
+            samples,
+            len(self.workers),
+            self.packing,
+        )
 
     def metrics(self, updates: Sequence[Update], samples: Sequence[Sample], step: int) -> dict[str, float]:
         """What the ranks report, over all of them, under published names."""

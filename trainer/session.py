@@ -54,9 +54,9 @@ def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
         versions = {**policy.join(), **sampler.describe(), "ray": cluster.version()}
         write_manifest(folders, config_name, config, inputs.placement, versions)
         trackers = open_trackers(config.trainer.logger, folders.output, config.trainer.project_name, resolved.tree)
-        journal = Journal(folders, inputs.renderer, screen, schedule.last, trackers)
+        journal = Journal(folders, inputs.renderers.student, screen, schedule.last, trackers)
         with trackers:
-            train(build_parts(config, inputs.renderer, inputs.train, inputs.held_out, services, journal, schedule))
+            train(build_parts(config, inputs.renderers, inputs.train, inputs.held_out, services, journal, schedule))
     finally:
         cluster.stop()
     journal.farewell(folders.checkpoints / f"step_{schedule.last}" if schedule.last else None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mopd.metrics import evaluate_groups
+from mopd.rewards import predicted
 from mopd.types import Group
 from trainer.prompts import PromptSet
 from trainer.services import Asked, Sampling, Verification
@@ -26,6 +27,8 @@ class Validator:
     settings: SamplingSettings
     k: int
     record: Callable[[int, Sequence[Group]], None]
+    bootstrap: bool
+    """Reports the published best@k, drawn with replacement, as well."""
 
     def __call__(self, *, step: int) -> dict[str, float]:
         """`val-core/<data source>/acc/{mean,pass}@k` after `step`; the responses are recorded."""
@@ -38,20 +41,24 @@ class Validator:
         groups = self.sampler.sample(asked, self.k, self.settings, [VALIDATION_PHASE])
         groups = self.verifier.verify(groups)
         self.record(step, groups)
-        return scores(groups, self.k)
+        return scores(groups, self.k, bootstrap=self.bootstrap)
 
 
-def scores(groups: Sequence[Group], k: int) -> dict[str, float]:
+def scores(groups: Sequence[Group], k: int, *, bootstrap: bool = False) -> dict[str, float]:
     """Published metric names to figures; unknown outcomes are counted and left out of the figures."""
-    by_source: dict[str, list[list[bool | None]]] = defaultdict(list)
+    by_source: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
-        by_source[group.prompt.data_source].append([outcome.success for outcome in group.outcomes])
+        by_source[group.prompt.data_source].append(group)
     figures = {}
-    for source, successes in by_source.items():
-        found = evaluate_groups(successes, k)
-        for name in (f"mean@{k}", f"pass@{k}"):
-            if name in found:
-                figures[f"val-core/{source}/acc/{name}"] = found[name]
-        figures[f"val-aux/{source}/prompts"] = found["prompts"]
-        figures[f"val-aux/{source}/unknown"] = found["unknown"]
+    for source, own in by_source.items():
+        found = evaluate_groups(
+            [[outcome.success for outcome in group.outcomes] for group in own],
+            k,
+            predictions_by_prompt=[[predicted(source, rollout.text) for rollout in group.rollouts] for group in own],
+            rewards_by_prompt=[[outcome.reward for outcome in group.outcomes] for group in own],
+            bootstrap=bootstrap,
+        )
+        for name, value in found.items():
+            core = name in (f"mean@{k}", f"pass@{k}", f"maj@{k}")
+            figures[f"val-core/{source}/acc/{name}" if core else f"val-aux/{source}/{name}"] = value
     return figures

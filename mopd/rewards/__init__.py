@@ -19,6 +19,19 @@ VERIFIERS: dict[str, Verifier] = {
 }
 
 
+PREDICTORS: dict[str, Callable[[str], str | None]] = {
+    "chain": chain.read_answer,
+    "sciknoweval": choice.read_choice,
+}
+"""What a response answers, by data source; for majority votes."""
+
+
+def predicted(data_source: str, response: str) -> str | None:
+    """The answer that a response gives, of which only what follows the last `</think>` counts; None for none."""
+    read = PREDICTORS.get(data_source)
+    return None if read is None else read(response.rpartition("</think>")[2])
+
+
 def verify(data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None) -> Outcome:
     """The verdict on `response`, of which only what follows the last `</think>` counts.
 

@@ -32,6 +32,12 @@ def read_truth(ground_truth: str) -> tuple[int, int]:
     return steps, value
 
 
+def read_answer(response: str) -> str | None:
+    """The last result of a chain, a digit; None where the response does not end as one."""
+    last = STEP.fullmatch(response.strip()[-9:])
+    return None if last is None else last.group(3)
+
+
 def verify(response: str, ground_truth: str) -> Outcome:
     """Right iff `response` is a chain of exactly the asked number of steps that ends in the right result.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 from mopd.types import TokenStreams
 from tests.e2e.conftest import ROOT
 from trainer import cluster, fsdp
-from trainer.assemble import loss_settings, worker_environment
+from trainer.assemble import worker_environment
 from trainer.config.compose import resolve
 from trainer.meters import Meter
-from trainer.packing import MiniBatch, Sample, plan_mini_batch
-from trainer.workers.policy import OptimSettings, PolicyWorker
+from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
+from trainer.settings import loss_settings
+from trainer.workers.policy import OptimSettings, PolicyWorker, TeacherSettings
 
 pytestmark = pytest.mark.e2e
 MODEL = str(ROOT / "datasets" / "chain" / "model")
@@ -32,8 +34,8 @@ class GradientWorker(PolicyWorker):
 
     def gradient(self, mini_batch: MiniBatch) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
         self.loss_sum = 0.0
-        for micro_batch in mini_batch.micro_batches:
-            self.accumulate(micro_batch, None, mini_batch, Meter(), frozenset())
+        for micro_batch, denominator in zip(mini_batch.micro_batches, mini_batch.denominators, strict=True):
+            self.accumulate(micro_batch, None, denominator, Meter(), frozenset())
         whole = {name: weight.grad.full_tensor().numpy() for name, weight in self.student.named_parameters()}
         self.optimizer.zero_grad(set_to_none=True)
         return self.loss_sum, whole
@@ -64,7 +66,7 @@ def actors(ranks: int, method: str, *overrides: str, checkpointing: bool = False
             gradient_checkpointing=checkpointing,
             loss=loss_settings(config),
             optim=OptimSettings(1e-3, 0, 0.01, (0.9, 0.999), 1.0),
-            teacher_update_rate=0.5,
+            teacher=TeacherSettings("ema", 0.5, None),
             seed=0,
             deadline_s=DEADLINE_S,
         )
@@ -86,6 +88,8 @@ def ragged_samples(count: int) -> list[Sample]:
         samples.append(
             Sample(
                 index,
+                index // 4,
+                float(index % 2),
                 rng.integers(0, 300, int(rng.integers(3, 20))).astype(np.int32),
                 rng.integers(0, 300, length).astype(np.int32),
                 -rng.random(length).astype(np.float32) * 5,
@@ -96,32 +100,39 @@ def ragged_samples(count: int) -> list[Sample]:
     return samples
 
 
+def plans_of(samples: Sequence[Sample], ranks: int, budget: int, method: str, *overrides: str) -> list[MiniBatch]:
+    """One mini-batch over ranks, as the service plans it."""
+    loss = loss_settings(resolve(method, overrides, {}).config)
+    return plan_mini_batch(samples, ranks, Packing(budget, loss.denominator, loss.method.pairs))
+
+
 def norm(gradient: dict[str, np.ndarray[Any, Any]]) -> float:
     """The norm of a whole gradient."""
     return float(np.sqrt(sum((values.astype(np.float64) ** 2).sum() for values in gradient.values())))
 
 
 def gradient(
-    workers: Sequence[Any], samples: Sequence[Sample], budget: int, distils: bool
+    workers: Sequence[Any], samples: Sequence[Sample], budget: int, method: str, *overrides: str
 ) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
     """Loss and gradient of one mini-batch over all ranks."""
-    plans = plan_mini_batch(samples, len(workers), budget, distils)
+    plans = plans_of(samples, len(workers), budget, method, *overrides)
     references = [worker.gradient.remote(plan) for worker, plan in zip(workers, plans, strict=True)]
     answers = cluster.gather(references, "adding up gradients", DEADLINE_S)
     return sum(loss for loss, _ in answers), answers[0][1]
 
 
 @pytest.mark.parametrize(
-    ("method", "aggregation"), [("mopd", "token-mean"), ("mopd", "seq-mean-token-mean"), ("grpo", "token-mean")]
+    ("method", "aggregation"),
+    [("mopd", "token-mean"), ("mopd", "seq-mean-token-mean"), ("grpo", "token-mean"), ("dpo", "token-mean")],
 )
 def test_ranks_and_micro_batches_change_neither_loss_nor_gradient(ray: None, method: str, aggregation: str) -> None:
-    samples, distils = ragged_samples(13), method == "mopd"
+    samples = ragged_samples(13)
     override = [f"actor_rollout_ref.actor.loss_agg_mode={aggregation}"] if aggregation != "token-mean" else []
     one, two = actors(1, method, *override), actors(2, method, *override)
-    loss, wanted = gradient(one, samples, 100_000, distils)
+    loss, wanted = gradient(one, samples, 100_000, method, *override)
     assert norm(wanted) > 0
     for workers, budget in ((one, 90), (two, 100_000), (two, 90)):
-        other_loss, found = gradient(workers, samples, budget, distils)
+        other_loss, found = gradient(workers, samples, budget, method, *override)
         assert other_loss == pytest.approx(loss, rel=1e-5)
         gap = norm({name: found[name] - values for name, values in wanted.items()}) / norm(wanted)
         assert gap < 1e-5, (gap, len(workers), budget)
@@ -133,23 +144,16 @@ def test_a_gradient_that_is_not_finite_is_skipped_on_all_ranks_alike(ray: None) 
     poisoned = [
         samples[0],
         samples[1],
-        Sample(
-            2,
-            samples[2].prompt_ids,
-            samples[2].response_ids,
-            np.full(len(samples[2].response_ids), np.nan, dtype=np.float32),
-            None,
-            samples[2].streams,
-        ),
+        replace(samples[2], sampler_logprobs=np.full(len(samples[2].response_ids), np.nan, dtype=np.float32)),
     ]
     before = cluster.gather([worker.weights.remote() for worker in workers], "weights", DEADLINE_S)[0]
-    plans = plan_mini_batch(poisoned, 2, 100_000, distils=False)
+    plans = plans_of(poisoned, 2, 100_000, "grpo")
     references = [worker.update.remote([plan], 1, frozenset()) for worker, plan in zip(workers, plans, strict=True)]
     updates = cluster.gather(references, "updating", DEADLINE_S)
     assert [update.skipped for update in updates] == [1, 1]
     after = cluster.gather([worker.weights.remote() for worker in workers], "weights", DEADLINE_S)[0]
     assert all((before[name] == after[name]).all() for name in before)
-    plans = plan_mini_batch(samples, 2, 100_000, distils=False)
+    plans = plans_of(samples, 2, 100_000, "grpo")
     references = [worker.update.remote([plan], 2, frozenset()) for worker, plan in zip(workers, plans, strict=True)]
     updates = cluster.gather(references, "updating", DEADLINE_S)
     assert [update.skipped for update in updates] == [0, 0]
@@ -159,8 +163,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_on_all_ranks_alike(ray: None) 
 
 def test_gradient_checkpointing_changes_no_gradient(ray: None) -> None:
     samples = ragged_samples(6)
-    loss, wanted = gradient(actors(1, "mopd"), samples, 100_000, True)
-    other_loss, found = gradient(actors(1, "mopd", checkpointing=True), samples, 100_000, True)
+    loss, wanted = gradient(actors(1, "mopd"), samples, 100_000, "mopd")
+    other_loss, found = gradient(actors(1, "mopd", checkpointing=True), samples, 100_000, "mopd")
     assert other_loss == pytest.approx(loss, rel=1e-6)
     for name, values in wanted.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-8)
@@ -169,7 +173,7 @@ def test_gradient_checkpointing_changes_no_gradient(ray: None) -> None:
 def test_the_teacher_follows_the_student_by_its_rate(ray: None) -> None:
     [worker] = actors(1, "mopd")
     before = cluster.gather([worker.weights.remote()], "weights", DEADLINE_S)[0]
-    plans = plan_mini_batch(ragged_samples(4), 1, 100_000, True)
+    plans = plans_of(ragged_samples(4), 1, 100_000, "mopd")
     cluster.gather([worker.update.remote(plans, 1, frozenset())], "updating", DEADLINE_S)
     student = cluster.gather([worker.weights.remote()], "weights", DEADLINE_S)[0]
     teacher = cluster.gather([worker.teacher_weights.remote()], "weights", DEADLINE_S)[0]

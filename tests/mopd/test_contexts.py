@@ -1,10 +1,9 @@
-"""Teacher prompts: the published bytes, what is shown when, and fitting them to a token budget."""
+"""Teacher prompts: the published bytes, and what is shown when."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +13,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from mopd.contexts import (
-    CUT,
     ContextSettings,
     build_view,
-    fit_view,
     sections,
     strip_thinking,
     teacher_messages,
-    water_level,
 )
 from mopd.types import Message, PeerChoice, Peers
 
@@ -102,8 +98,53 @@ def test_a_prompt_must_end_with_a_users_text() -> None:
     for bad in ([], [{"role": "assistant", "content": "hi"}]):
         with pytest.raises(ValueError, match="must end with a user message"):
             teacher_messages(bad, Peers(), SETTINGS)
-    with pytest.raises(ValueError, match="must be text; got list"):
+    with pytest.raises(ValueError, match=r"must have text; got \[\]"):
         teacher_messages([{"role": "user", "content": []}], Peers(primary="P"), SETTINGS)
+
+
+def test_images_are_kept_and_the_last_text_part_is_reprompted() -> None:
+    image, caption = {"type": "image", "image": "a.png"}, {"type": "text", "text": "Figure 1:"}
+    asks = {"type": "text", "text": "What is shown?", "cache": True}
+    turns = ({"role": "user", "content": "first"}, {"role": "assistant", "content": "reply"})
+    conversation = (*turns, {"role": "user", "content": [caption, image, asks, image]})
+    assert teacher_messages(conversation, Peers(primary="P"), SETTINGS) == [
+        *turns,
+        {
+            "role": "user",
+            "content": [
+                caption,
+                image,
+                {"type": "text", "text": f"What is shown?\nCorrect solution:\n\nP{CLOSING}", "cache": True},
+                image,
+            ],
+        },
+    ]
+    assert teacher_messages(conversation, Peers(), SETTINGS) == list(conversation)
+    assert conversation[-1]["content"] == [caption, image, asks, image], "the prompt itself is left alone"
+
+
+def test_blocks_of_a_control_are_shown_whatever_the_switches_say() -> None:
+    off = replace(
+        SETTINGS,
+        include_primary_solution=False,
+        include_another_solution=False,
+        include_failure_solution=False,
+    )
+    blocks = Peers("P", "A", "F", feedback="B", more=("<think>hm</think>M", " "))
+    control = replace(blocks, choices=(PeerChoice("control", "r1", "x"),))
+    assert asked(blocks, off) == (
+        "What is 7 + 5?\nAnother successful solution:\n\nM"
+        "\nThe following is feedback from your unsuccessful earlier attempt:\n\nB"
+        "\n\nCorrectly solve the original question."
+    )
+    assert asked(control, off) == (
+        "What is 7 + 5?"
+        "\nCorrect solution:\n\nP"
+        "\nAnother successful solution:\n\nA"
+        "\nAnother successful solution:\n\nM"
+        "\nA known failed solution (avoid repeating this mistake):\n\nF"
+        "\n\nCorrectly solve the original question."
+    )
 
 
 def test_feedback_and_conditional_failure_yield_to_a_shown_solution() -> None:
@@ -150,7 +191,7 @@ def test_a_view_keeps_only_what_it_shows() -> None:
     choices = (
         PeerChoice("primary", "r1", "x"),
         PeerChoice("failure", "r2", "y"),
-        PeerChoice("control", "r3", "z"),
+        PeerChoice("summary", "r3", "z"),
     )
     peers = Peers(primary="P", failure="F", feedback="B", choices=choices, fallbacks=("another: none",))
     view = build_view(QUESTION, peers, replace(SETTINGS, include_failure_solution=False))
@@ -163,6 +204,8 @@ def test_a_view_keeps_only_what_it_shows() -> None:
         ("reprompt_template", "{solution}{another_solution}{failure}{feedback}", r"must contain \{prompt\}"),
         ("reprompt_template", "{prompt}{solution}{another_solution}{failure}", r"no place for \{feedback\}"),
         ("reprompt_template", "{prompt}{solution}{another_solution}{failure}{feedback}{x}", r"names \{x\}"),
+        ("summary_item_template", "Summary: {text}", r"names \{text\}"),
+        ("summary_failed_item_template", "Summary:", r"must contain \{summary_text\}"),
         ("solution_template", "Correct solution:", r"must contain \{successful_previous_attempt\}"),
         (
             "another_solution_template",
@@ -178,6 +221,9 @@ def test_a_view_keeps_only_what_it_shows() -> None:
 def test_a_template_that_cannot_be_filled_is_refused_by_its_key(name: str, template: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=f"{re.escape(KEY)}.{name}.*{complaint}"):
         ContextSettings(**{name: template})  # type: ignore[arg-type]
+    narrow = "{prompt}{solution}{another_solution}{failure}{feedback}"
+    with pytest.raises(ValueError, match=r"no place for \{solution_summaries\}.*summarize_solutions=True"):
+        ContextSettings(summarize_solutions=True, reprompt_template=narrow)
 
 
 def test_a_template_needs_no_place_for_what_is_never_shown() -> None:
@@ -189,171 +235,16 @@ def test_a_template_needs_no_place_for_what_is_never_shown() -> None:
     assert asked(Peers(primary="P"), narrow) == "{q} What is 7 + 5?\nCorrect solution:\n\nP go"
 
 
-def test_an_unknown_condition_is_refused() -> None:
-    with pytest.raises(ValueError, match=f"{re.escape(KEY)}.failure_solution_condition.*'never'"):
-        ContextSettings(failure_solution_condition="never")  # type: ignore[arg-type]
-
-
-# --- fitting: a budget of tokens ---
-
-
-def tokens(text: str) -> list[str]:
-    """A toy tokenizer that loses nothing; runs of white space merge, as they do in real ones."""
-    return re.findall(r"\s+|\w+|[^\w\s]", text)
-
-
-def length(messages: Sequence[Message]) -> int:
-    rendered = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
-    return len(tokens(rendered + "<assistant>"))
-
-
-def shorten(text: str, count: int) -> str:
-    return "".join(tokens(text)[:count])
-
-
-def fit(peers: Peers, limit: int, prompt: Sequence[Message] = QUESTION, **flags: Any) -> Any:
-    settings = replace(SETTINGS, **flags)
-    return fit_view(prompt, peers, settings, limit=limit, length=length, shorten=shorten)
-
-
-responses = st.none() | st.lists(st.sampled_from(["word", " ", "\n", ".", "{x}", "</think>", "42"])).map("".join)
-anything = st.builds(
-    Peers, primary=responses, another=responses, failure=responses, feedback=responses, summaries=st.just(())
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("failure_solution_condition", "never"),
+        ("summary_source", "mine"),
+        ("summary_k", 0),
+        ("summary_tag", "<b>"),
+        ("summary_tag", ""),
+    ],
 )
-
-
-@examples(deadline=None)
-@given(anything, st.integers(0, 160), st.booleans())
-def test_a_fitted_view_fits_and_leaves_all_but_the_peers_whole(peers: Peers, limit: int, feedback_too: bool) -> None:
-    settings = replace(SETTINGS, environment_feedback_only_without_solution=feedback_too)
-    prompt: tuple[Message, ...] = ({"role": "system", "content": "Be  brief."}, *QUESTION)
-    whole = build_view(prompt, peers, settings)
-    view = fit_view(prompt, peers, settings, limit=limit, length=length, shorten=shorten)
-    if not whole.usable or length(whole.messages) <= limit:
-        assert view == whole
-        return
-    if not view.usable:
-        assert view.messages == prompt
-        assert view.peers == Peers(fallbacks=view.peers.fallbacks)
-        assert str(limit) in view.peers.fallbacks[-1]
-        return
-    assert length(view.messages) <= limit
-    assert view.messages[:-1] == prompt[:-1]
-    content = view.messages[-1]["content"]
-    assert content.startswith("What is 7 + 5?\n")
-    assert content.endswith(CLOSING)
-    pairs = [
-        (whole.peers.primary, view.peers.primary),
-        (whole.peers.another, view.peers.another),
-        (whole.peers.failure, view.peers.failure),
-        (whole.peers.feedback, view.peers.feedback),
-    ]
-    for before, after in pairs:
-        if before is None or after is None:
-            assert before is after
-        else:
-            assert after in content
-            assert after == before or (after.endswith(CUT) and before.startswith(after.removesuffix(CUT)))
-    cut = sum(before != after for before, after in pairs)
-    assert cut > 0
-    assert view.peers.fallbacks[-1].startswith(f"shortened: {cut} of ")
-
-
-@examples(deadline=None)
-@given(anything, st.integers(20, 160))
-def test_a_view_is_given_up_only_when_one_token_of_each_peer_is_too_much(peers: Peers, limit: int) -> None:
-    whole = build_view(QUESTION, peers, SETTINGS).peers
-
-    def least(text: str | None) -> str | None:
-        return None if text is None else shorten(text, 1) + (CUT if shorten(text, 1) != text else "")
-
-    smallest = replace(
-        whole,
-        primary=least(whole.primary),
-        another=least(whole.another),
-        failure=least(whole.failure),
-        feedback=least(whole.feedback),
-    )
-    built = build_view(QUESTION, smallest, replace(SETTINGS, remove_thinking_from_demonstration=False))
-    fits = built.usable and length(built.messages) <= limit
-    assert fit(peers, limit).usable or not fits
-
-
-def test_the_longest_are_cut_first_and_little_is_wasted() -> None:
-    long, longer, short = "w " * 200, "v " * 300, "brief . "
-    view = fit(Peers(primary=long, another=longer, failure=short), 300)
-    primary, another = view.peers.primary.removesuffix(CUT), view.peers.another.removesuffix(CUT)
-    assert view.peers.failure == short
-    assert len(tokens(primary)) == len(tokens(another))
-    assert view.peers.fallbacks == (
-        f"shortened: 2 of 3 peer texts cut to {len(tokens(primary))} tokens each, to fit 300",
-    )
-    assert 300 - 4 <= length(view.messages) <= 300
-
-
-def test_one_peer_beyond_the_limit_does_not_empty_the_others() -> None:
-    view = fit(Peers(primary="w " * 160, another="v " * 100, failure="u " * 90), 300)
-    shown = [view.peers.primary, view.peers.another, view.peers.failure]
-    assert len({len(tokens(text.removesuffix(CUT))) for text in shown}) == 1
-    assert 300 - 6 <= length(view.messages) <= 300
-
-
-@pytest.mark.parametrize("scale", [0, 10])
-def test_a_misleading_count_of_single_texts_never_costs_the_view(scale: int) -> None:
-    def misleading(messages: Sequence[Message]) -> int:
-        content = messages[-1]["content"]
-        return length(messages) if content.endswith(CLOSING) else scale * len(content)
-
-    peers = Peers(primary="w " * 50, another="v " * 50, failure="u " * 50 + ".")
-    view = fit_view(QUESTION, peers, SETTINGS, limit=105, length=misleading, shorten=shorten)
-    assert view.usable
-    assert length(view.messages) <= 105
-
-
-def test_feedback_shares_the_budget() -> None:
-    view = fit(Peers(primary="w " * 200, feedback="f " * 200), 150, environment_feedback_only_without_solution=False)
-    assert view.peers.primary.endswith(CUT)
-    assert view.peers.feedback.endswith(CUT)
-    assert length(view.messages) <= 150
-
-
-def test_thinking_costs_nothing_where_it_is_stripped() -> None:
-    peers = Peers(primary=f"<think>{'hm ' * 500}</think>short")
-    assert fit(peers, 60) == build_view(QUESTION, peers, SETTINGS)
-    assert fit(peers, 60, remove_thinking_from_demonstration=False).peers.primary.endswith(CUT)
-
-
-def test_a_problem_that_fills_the_limit_is_never_cut() -> None:
-    prompt = ({"role": "user", "content": "q " * 100},)
-    peers = Peers(primary="P", choices=(PeerChoice("primary", "r1", "x"),), fallbacks=("another: none",))
-    view = fit(peers, 100, prompt)
-    assert not view.usable
-    assert view.messages == prompt
-    assert view.peers.choices == ()
-    first, second = view.peers.fallbacks
-    assert first == "another: none"
-    assert re.fullmatch(r"teacher prompt: \d+ tokens even .* the limit is 100", second)
-
-
-def test_few_renderings_are_enough() -> None:
-    calls: list[int] = []
-
-    def counted(messages: Sequence[Message]) -> int:
-        calls.append(1)
-        return length(messages)
-
-    peers = Peers(primary="w " * 4000, another="v " * 3000, failure="u " * 2000)
-    view = fit_view(QUESTION, peers, SETTINGS, limit=5000, length=counted, shorten=shorten)
-    assert view.usable
-    assert len(calls) <= 8
-
-
-@examples(deadline=None)
-@given(st.lists(st.integers(0, 50), max_size=5), st.integers(0, 200))
-def test_the_water_level_is_the_largest_cap_within_the_budget(sizes: list[int], budget: int) -> None:
-    def used(cap: int) -> int:
-        return sum(min(size, cap) for size in sizes)
-
-    cap = water_level(sizes, budget)
-    assert used(cap) <= budget
-    assert cap == max(sizes, default=0) or used(cap + 1) > budget
+def test_a_setting_outside_its_range_is_refused_by_its_key(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape(KEY)}.{name} must be .*{re.escape(repr(value))}"):
+        ContextSettings(**{name: value})

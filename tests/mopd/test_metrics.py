@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from mopd.metrics import evaluate_groups, mean_at_k, pass_at_k
+from mopd.metrics import best_at_k_bootstrap, evaluate_groups, maj_at_k, mean_at_k, pass_at_k
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -81,3 +81,66 @@ def test_figures_that_nothing_supports_are_absent() -> None:
 def test_metrics_import_no_torch() -> None:
     code = "import sys, mopd.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("predictions", "successes", "expected"),
+    [
+        (["4", "5", "4"], [True, False, True], 1.0),
+        (["5", "4", "5"], [False, True, False], 0.0),
+        (["4", "5"], [True, False], 1.0),  # a tie: the first seen
+        (["5", "4", "4", "5"], [False, True, True, False], 0.0),
+        ([None, None, "4"], [False, False, True], 1.0),  # no answer is no vote
+        ([None, None], [False, False], 0.0),  # none answered
+        (["4", "4", "5"], [None, None, True], 1.0),  # unknown outcomes have no vote
+        (["4", None], [None, None], None),
+        ([], [], None),
+        (["x", "x"], [0.25, 1.0], 0.25),  # the first sample of the winner counts
+        ([1, (2, 3), (2, 3)], [1, 0, 0], 0.0),
+    ],
+)
+def test_maj_at_k_is_the_success_of_the_most_given_answer(
+    predictions: list, successes: list, expected: float | None
+) -> None:
+    assert maj_at_k(predictions, successes) == expected
+
+
+def test_maj_at_k_refuses_samples_that_do_not_pair_up() -> None:
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        maj_at_k(["4"], [True, False])
+
+
+def test_bootstrapped_best_is_the_published_stream_of_draws() -> None:
+    for scores, k in (([1.0] + [0.0] * 7, 8), ([0.1, 0.9, 0.5], 2), ([0.3], 4), ([0.0, 1.0], 1)):
+        stream = np.random.RandomState(42)
+        draws = [max(scores[i] for i in stream.choice(len(scores), size=k, replace=True)) for _ in range(1000)]
+        assert best_at_k_bootstrap(scores, k) == pytest.approx(sum(draws) / 1000, abs=1e-12)
+
+
+def test_bootstrapped_best_is_biased_low_and_leaves_the_global_generator_alone() -> None:
+    before = np.random.get_state()[1].tolist()
+    assert best_at_k_bootstrap([True] + [False] * 7, 8) == pytest.approx(1 - (7 / 8) ** 8, abs=0.04)
+    assert pass_at_k(8, 1, 8) == 1.0
+    assert np.random.get_state()[1].tolist() == before
+    assert best_at_k_bootstrap([0.2, 0.7], 2, seed=1) != best_at_k_bootstrap([0.2, 0.7], 2, seed=2)
+    for scores, k, draws in (([], 1, 1), ([1.0], 0, 1), ([1.0], 1, 0)):
+        with pytest.raises(ValueError, match="each must be at least 1"):
+            best_at_k_bootstrap(scores, k, draws=draws)
+
+
+def test_majority_credit_and_bootstrap_stand_beside_mean_and_pass() -> None:
+    successes = [[True, False, False], [False, None, None], [None, None, None]]
+    figures = evaluate_groups(
+        successes,
+        2,
+        predictions_by_prompt=[["1", "2", "2"], ["7", "8", "8"], ["9", "9", "9"]],
+        rewards_by_prompt=[[1.0, 0.5, 0.0], [0.25, None, None], [None] * 3],
+        bootstrap=True,
+    )
+    plain = evaluate_groups(successes, 2)
+    assert {name: figures[name] for name in plain} == plain
+    assert set(figures) - set(plain) == {"maj@2", "credit@2", "best@2"}
+    assert figures["maj@2"] == 0.0
+    assert figures["credit@2"] == (0.5 + 0.25) / 2
+    assert figures["best@2"] == pytest.approx((best_at_k_bootstrap([1, 0, 0], 2) + 0) / 2)
+    assert "maj@1" not in evaluate_groups([[None]], 1, predictions_by_prompt=[["1"]], bootstrap=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
@@ -14,26 +12,14 @@ from hypothesis import strategies as st
 
 from mopd.contexts import ContextSettings, build_view, fit_view
 from mopd.peers import POLICIES, choose_peers, peer_metrics
-from mopd.types import Group, Outcome, Peers, Prompt, Rollout, View
+from mopd.types import Group, Outcome, Peers, View
+from tests.mopd.groups import PROMPT, RIGHT, UNKNOWN, WRONG, group_of, slots
 
 SETTINGS = ContextSettings()
-PROMPT = Prompt("7", ({"role": "user", "content": "calc 7 + 5"},), "chain", '{"steps": 1, "value": 2}')
-RIGHT, WRONG, UNKNOWN = Outcome.of(True), Outcome.of(False, "wrong form"), Outcome.unknown("timed out")
-
-
-def group_of(outcomes: Sequence[Outcome], texts: Sequence[str] | None = None, uid: str = "u") -> Group:
-    """A verified group; by default every rollout has a text of its own."""
-    texts = texts or [f"text {index}" for index in range(len(outcomes))]
-    rollouts = tuple(Rollout(f"{uid}{index}", (), text, "stop", 0) for index, text in enumerate(texts))
-    return Group(uid, PROMPT, np.zeros(1, dtype=np.int32), rollouts, tuple(outcomes))
 
 
 def choose(group: Group, settings: ContextSettings = SETTINGS, policy: str = "first") -> tuple[Peers, ...]:
     return choose_peers(group, settings, random.Random(0), threshold=1.0, policy=policy)
-
-
-def slots(peers: Peers) -> dict[str, str]:
-    return {choice.slot: choice.rollout_id for choice in peers.choices}
 
 
 verified = st.lists(
@@ -88,26 +74,32 @@ def test_the_same_seed_gives_the_same_peers(group: Group, seed: int) -> None:
     assert first == second
 
 
-def test_the_random_policy_reaches_every_sibling_and_the_seed_decides() -> None:
-    group = group_of([RIGHT] * 5 + [WRONG] * 3)
-    seen: dict[str, set[str]] = {"primary": set(), "another": set(), "failure": set()}
-    for seed in range(100):
-        peers = choose_peers(group, SETTINGS, random.Random(seed), threshold=1.0)[0]
-        for slot, rollout_id in slots(peers).items():
-            seen[slot].add(rollout_id)
-    successes, failures = {"u1", "u2", "u3", "u4"}, {"u5", "u6", "u7"}
-    assert seen == {"primary": successes, "another": successes, "failure": failures}
+def test_one_success_and_no_failure_is_sdpo_without_feedback() -> None:
+    sdpo = ContextSettings(
+        include_another_solution=False, include_failure_solution=False, include_environment_feedback=False
+    )
+    for seed in range(20):
+        group = group_of([UNKNOWN, RIGHT, UNKNOWN])
+        both = [
+            [
+                build_view(PROMPT.messages, peers, settings)
+                for peers in choose_peers(group, settings, random.Random(seed), threshold=1.0)
+            ]
+            for settings in (SETTINGS, sdpo)
+        ]
+        assert [view.messages for view in both[0]] == [view.messages for view in both[1]]
+        assert [view.usable for view in both[0]] == [view.usable for view in both[1]] == [True, False, True]
 
 
-def test_the_first_policy_takes_the_lowest_positions() -> None:
-    group = group_of([WRONG, RIGHT, WRONG, RIGHT, RIGHT])
-    assert [slots(peers) for peers in choose(group)] == [
-        {"primary": "u1", "another": "u3", "failure": "u2"},
-        {"primary": "u3", "another": "u4", "failure": "u0"},
-        {"primary": "u1", "another": "u3", "failure": "u0"},
-        {"primary": "u1", "another": "u4", "failure": "u0"},
-        {"primary": "u1", "another": "u3", "failure": "u0"},
-    ]
+@examples(deadline=None)
+@given(verified, st.integers(), st.sampled_from(sorted(POLICIES)))
+def test_the_first_success_is_the_same_whatever_else_is_shown(group: Group, seed: int, policy: str) -> None:
+    narrow = replace(SETTINGS, include_another_solution=False, include_failure_solution=False)
+    wide, alone = (
+        choose_peers(group, settings, random.Random(seed), threshold=1.0, policy=policy)
+        for settings in (SETTINGS, narrow)
+    )
+    assert [peers.primary for peers in wide] == [peers.primary for peers in alone]
 
 
 def test_reasons_and_fallbacks_are_told_in_words() -> None:
@@ -159,6 +151,11 @@ def test_the_threshold_divides_partial_rewards() -> None:
     assert (lenient.primary, lenient.failure) == ("text 1", None)
 
 
+def test_an_unknown_status_outweighs_a_reward() -> None:
+    cut = [Outcome(1.0, None, "unknown", "cut"), Outcome(0.0, None, "unknown", "cut")]
+    assert slots(choose(group_of([WRONG, *cut]))[0]) == {}
+
+
 def test_a_slot_that_is_not_wanted_is_neither_filled_nor_missed() -> None:
     settings = replace(SETTINGS, include_another_solution=False, include_failure_solution=False)
     peers = choose(group_of([RIGHT, RIGHT, RIGHT, WRONG]), settings)[0]
@@ -206,11 +203,14 @@ def test_one_row_twice_in_a_step_is_two_groups_that_never_mix() -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'randum'.*first, random.*'random'"):
+    with pytest.raises(ValueError, match=r"'randum'.*diverse, first, random, shortest.*'random'"):
         choose(group_of([RIGHT]), policy="randum")
     unverified = replace(group_of([RIGHT, RIGHT]), outcomes=())
     with pytest.raises(ValueError, match="group u has 2 rollouts and 0 outcomes"):
         choose(unverified)
+    for order in ([0], [0, 0], [1, 2]):
+        with pytest.raises(ValueError, match="each of 2 positions of group u"):
+            choose_peers(group_of([RIGHT, RIGHT]), SETTINGS, random.Random(0), threshold=1.0, order=order)
 
 
 def views_of(group: Group, settings: ContextSettings) -> list[View]:
@@ -228,6 +228,13 @@ def test_metrics_count_what_the_views_show() -> None:
         "self_distillation/feedback_available_fraction": 2 / 6,
         "self_distillation/feedback_used_fraction": 1 / 6,
         "self_distillation/reprompt_sample_fraction": 6 / 6,
+        "self_distillation/fallback_primary_count": 2.0,
+        "self_distillation/fallback_another_count": 4.0,
+        "self_distillation/fallback_failure_count": 1.0,
+        "self_distillation/fallback_summary_count": 0.0,
+        "self_distillation/fallback_control_count": 0.0,
+        "self_distillation/fallback_shortened_count": 0.0,
+        "self_distillation/fallback_teacher_prompt_count": 0.0,
     }
 
 
@@ -239,6 +246,8 @@ def test_metrics_do_not_count_what_did_not_fit() -> None:
     ]
     shown = peer_metrics(views, [group])
     assert shown["self_distillation/success_group_fraction"] == 1.0
+    assert shown["self_distillation/fallback_teacher_prompt_count"] == 3.0
+    assert shown["self_distillation/fallback_another_count"] == 2.0, "what was missed is told of unusable views too"
     assert shown["self_distillation/feedback_available_fraction"] == 1 / 3
     for name in (
         "success_sample",

@@ -1,4 +1,4 @@
-"""The teacher is an exponential moving average of the student, updated in place and all or nothing."""
+"""A teacher follows the student, stays near it, or comes from elsewhere with the same vocabulary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mopd.teacher import ema_
+from mopd.teacher import check_vocabulary, ema_, trust_region_logits
 
 
 def test_teacher_moves_by_the_rate_in_place() -> None:
@@ -68,3 +68,74 @@ def test_parameters_that_do_not_pair_up_are_refused_before_any_moves(student: li
     with pytest.raises(ValueError, match=r"shorter|shape"):
         ema_(teacher, student, 0.5)
     assert all(bool((tensor == 1).all()) for tensor in teacher)
+
+
+def test_trust_region_logits_lie_between_reference_and_student_and_carry_no_gradient() -> None:
+    reference, student = torch.tensor([[0.0, 4.0]], requires_grad=True), torch.tensor([[1.0, 0.0]], requires_grad=True)
+    mixed = trust_region_logits(reference, student, 0.25)
+    assert mixed.tolist() == [[0.25, 3.0]]
+    assert not mixed.requires_grad
+    assert trust_region_logits(reference, student, 0.0).tolist() == [[0.0, 4.0]]
+    assert trust_region_logits(reference, student, 1.0).tolist() == [[1.0, 0.0]]
+
+
+def test_trust_region_logits_of_equal_models_are_exactly_theirs() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(trust_region_logits(logits, logits.clone(), 0.05), logits)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_trust_region_logits_are_never_nan_where_an_entry_is_excluded(rate: float) -> None:
+    reference, student = torch.tensor([-math.inf, -math.inf, 1.0]), torch.tensor([-math.inf, 2.0, -math.inf])
+    mixed = trust_region_logits(reference, student, rate).tolist()
+    expected = {0.0: reference.tolist(), 0.3: [-math.inf] * 3, 1.0: student.tolist()}[rate]
+    assert mixed == expected
+
+
+def test_trust_region_logits_are_widened_and_new() -> None:
+    half = torch.ones(2, dtype=torch.bfloat16)
+    assert trust_region_logits(half, half, 0.5).dtype == torch.float32
+    wide = torch.ones(2, dtype=torch.float64)
+    for rate in (0.0, 0.5, 1.0):
+        mixed = trust_region_logits(wide, wide, rate)
+        assert mixed.dtype == torch.float64
+        mixed += 1
+        assert wide.tolist() == [1.0, 1.0]
+
+
+def test_bad_trust_regions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rate is 1\.5"):
+        trust_region_logits(torch.ones(2), torch.ones(2), 1.5)
+    with pytest.raises(ValueError, match=r"shape \(2,\) in the reference, \(3,\) in the student"):
+        trust_region_logits(torch.ones(2), torch.ones(3), 0.5)
+
+
+VOCABULARY = {"a": 0, "b": 1, "c": 2, "<eos>": 3}
+
+
+@pytest.mark.parametrize(("student_rows", "teacher_rows"), [(4, 4), (4, 64), (64, 4), (64, 128)])
+def test_equal_vocabularies_pass_whatever_the_padding(student_rows: int, teacher_rows: int) -> None:
+    backwards = dict(reversed(VOCABULARY.items()))
+    check_vocabulary(VOCABULARY, backwards, student_rows, teacher_rows)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"a": 0, "b": 2, "c": 1, "<eos>": 3}, "token 'b' has id 1 in the student and id 2 in the teacher.*of 2 tok"),
+        ({"a": 0, "b": 1, "c": 2}, "token '<eos>' has id 3 in the student and no id in the teacher"),
+        ({**VOCABULARY, "<think>": 4}, "token '<think>' has no id in the student and id 4 in the teacher.*of 1 tok"),
+        ({"a": 0, "b": 1, "x": 2, "<eos>": 3}, "token 'c' has id 2 in the student and no id in the teacher"),
+        ({"a": 7, "b": 1, "c": 2, "<eos>": 0}, "token '<eos>' has id 3 in the student and id 0 in the teacher"),
+        ({}, "token 'a' has id 0 in the student and no id in the teacher"),
+    ],
+)
+def test_another_vocabulary_is_refused_by_its_first_differing_token(teacher: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_vocabulary(VOCABULARY, teacher, 64, 64)
+
+
+@pytest.mark.parametrize(("student_rows", "teacher_rows", "name"), [(3, 64, "student"), (64, 3, "teacher")])
+def test_a_model_without_a_logit_for_every_id_is_refused(student_rows: int, teacher_rows: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"the {name} has 3 logits, but the student's token ids need 4"):
+        check_vocabulary(VOCABULARY, VOCABULARY, student_rows, teacher_rows)

@@ -24,6 +24,7 @@ VALUES = {
     "actor_rollout_ref.rollout.max_model_len": "9999",
     "actor_rollout_ref.actor.self_distillation.peer_control_mode": "random_peer",
     "actor_rollout_ref.actor.self_distillation.peer_control_match": "token",
+    "actor_rollout_ref.actor.self_distillation.summary_source": "all",
     "data.train_batch_size": "32",
 }
 """A valid value for flags that do not take 3 or False."""
@@ -53,7 +54,7 @@ def test_mopd_shows_two_successes_and_a_failure_always() -> None:
 
 def test_the_templates_of_the_files_are_those_of_the_method() -> None:
     from mopd.contexts import ContextSettings
-    from trainer.assemble import context_settings
+    from trainer.settings import context_settings
 
     settings = context_settings(resolve("mopd", [], {}).config)
     assert settings == ContextSettings()
@@ -62,7 +63,10 @@ def test_the_templates_of_the_files_are_those_of_the_method() -> None:
 def test_methods_share_every_default_but_the_method_itself() -> None:
     trees = {method: resolve(method, ["profile=published"], {}).tree for method in METHODS}
     differing = {key for key, _, _ in leaves(Config) if len({str(lookup(tree, key)) for tree in trees.values()}) > 1}
-    method_itself = ("self_distillation.include_", "failure_solution_condition", "loss_mode")
+    method_itself = (
+        *("self_distillation.include_", "failure_solution_condition", "loss_mode", "teacher_regularization", ".view"),
+        *("full_logit_distillation", ".alpha", "horizon."),
+    )
     assert all(any(part in key for part in method_itself) for key in differing)
 
 
@@ -75,7 +79,8 @@ def test_a_named_model_brings_the_published_settings() -> None:
 def test_every_flag_reaches_its_key(flag: str) -> None:
     key = FLAGS[flag]
     default = lookup(resolve("mopd", [], {}).tree, key)
-    value = VALUES.get(key, "False" if isinstance(default, bool) else "3")
+    by_type = {bool: "False", float: "0.125"}
+    value = VALUES.get(key, by_type.get(type(default), "3"))
     extra = ["actor_rollout_ref.actor.ppo_mini_batch_size=1"]
     resolved = resolve("mopd", extra, {flag: value})
     assert str(lookup(resolved.tree, key)) == value
@@ -142,8 +147,10 @@ DISTILL = "actor_rollout_ref.actor.self_distillation"
             + [f"{DISTILL}.include_{part}=false" for part in ("failure_solution", "environment_feedback")],
             "nothing to learn from",
         ),
-        ([f"{DISTILL}.summarize_solutions=true"], "no summaries"),
-        ([f"{DISTILL}.peer_control_mode=random_peer"], "no matched-budget controls"),
+        ([f"{DISTILL}.summarize_solutions=true"], "takes the place of further peers"),
+        ([f"{DISTILL}.view=prompt"], "set TEACHER_MODEL_PATH"),
+        ([f"{DISTILL}.full_logit_distillation=false"], "set alpha=1"),
+        (["actor_rollout_ref.ref.model.path=/m"], "never follows the student; set it to frozen"),
     ],
 )
 def test_an_impossible_combination_is_refused(overrides: list[str], said: str) -> None:
@@ -153,7 +160,8 @@ def test_an_impossible_combination_is_refused(overrides: list[str], said: str) -
 
 def test_shipped_methods_contradict_nothing_and_grpo_needs_no_view() -> None:
     for method in METHODS:
-        assert contradictions(resolve(method, [], {}).config) == []
+        teacher = ["actor_rollout_ref.ref.model.path=/m"] if method in ("opd", "topd", "ts_sdpo") else []
+        assert contradictions(resolve(method, teacher, {}).config) == []
     assert contradictions(resolve("grpo", [f"{DISTILL}.max_reprompt_len=1"], {}).config) == []
     assert contradictions(resolve("grpo", ["actor_rollout_ref.rollout.n=1"], {}).config)
 
@@ -177,7 +185,7 @@ def test_every_key_is_read_somewhere() -> None:
 
     names |= set(ContextSettings.__dataclass_fields__)  # read by name in trainer.assemble.context_settings
     last_words = {key.rsplit(".", 1)[-1] for key, _, _ in leaves(Config)}
-    only_one_value = {"name", "teacher_regularization", "adv_estimator", "reference_compat", "rollout_is"}
+    only_one_value = {"name"}
     assert last_words - names - only_one_value == set()
 
 

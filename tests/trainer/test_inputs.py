@@ -59,7 +59,7 @@ def test_a_missing_data_folder_is_told_for_both_files_with_the_command(refuse: R
 
 def test_a_missing_model_folder_is_told_with_the_missing_data(refuse: Refuse, tmp_path: Path) -> None:
     said = refuse(MODEL_PATH=str(tmp_path / "none"), DATA_PATH=str(tmp_path / "nothing"))
-    assert "MODEL_PATH must name a Hugging Face model folder" in said
+    assert "it must be a Hugging Face model folder (MODEL_PATH)" in said
     assert said.count("no such file") == 2
     assert "3 problems" in said
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from mopd.methods import METHODS as LOSS_MODES
 from trainer.config import flags
 from trainer.config.published import REASONS
 from trainer.config.schema import Actor, Config
@@ -22,8 +23,9 @@ from trainer.errors import BadInputError
 
 FOLDER = Path(__file__).resolve().parent
 PROJECT = FOLDER.parent.parent
-METHODS = ("mopd", "sdpo", "grpo")
+METHODS = ("mopd", "sdpo", "grpo", "ts_sdpo", "dpo", "simpo", "verified_sft", "opsd", "opd", "topd", "dppo", "drpo")
 MODEL_KEY = "actor_rollout_ref.model.path"
+DISTILL = "actor_rollout_ref.actor.self_distillation"
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def contradictions(config: Config) -> list[str]:
 
 def distils(actor: Actor) -> bool:
     """True for a loss that asks a teacher."""
-    return actor.policy_loss.loss_mode == "sdpo"
+    return LOSS_MODES[actor.policy_loss.loss_mode].distils
 
 
 def batch_faults(config: Config) -> list[str]:
@@ -184,30 +186,64 @@ def length_faults(config: Config) -> list[str]:
 
 
 def view_faults(config: Config) -> list[str]:
-    """Teacher views that can never be, or that this version does not build."""
-    distill, prefix = config.actor_rollout_ref.actor.self_distillation, "actor_rollout_ref.actor.self_distillation"
+    """Teacher views that can never be."""
+    distill = config.actor_rollout_ref.actor.self_distillation
+    faults = []
+    if distill.view == "prompt" and config.actor_rollout_ref.ref.model.path is None:
+        faults.append(
+            f"{DISTILL}.view=prompt: a teacher that sees what the student sees teaches nothing unless it is another "
+            f"model; set TEACHER_MODEL_PATH"
+        )
+    if not distill.full_logit_distillation and distill.alpha != 1:
+        faults.append(
+            f"{DISTILL}.alpha={distill.alpha:g}: without full_logit_distillation only the reverse divergence can be "
+            f"estimated; set alpha=1"
+        )
+    if distill.view == "peers":
+        faults += peer_faults(config)
+    return [*faults, *teacher_faults(config)]
+
+
+def peer_faults(config: Config) -> list[str]:
+    """Peers that leave nothing to show."""
+    distill = config.actor_rollout_ref.actor.self_distillation
     shown = (
         distill.include_primary_solution,
         distill.include_another_solution,
         distill.include_failure_solution,
         distill.include_environment_feedback,
+        distill.summarize_solutions,
     )
     faults = []
     if not any(shown):
         faults.append(
-            f"{prefix}: no peer and no feedback is included, so there is nothing to learn from; "
+            f"{DISTILL}: no peer and no feedback is included, so there is nothing to learn from; "
             f"set include_primary_solution=true"
         )
     if distill.max_reprompt_len <= config.data.max_prompt_length:
         faults.append(
-            f"{prefix}.max_reprompt_len={distill.max_reprompt_len} leaves no room for peers beside a prompt of "
+            f"{DISTILL}.max_reprompt_len={distill.max_reprompt_len} leaves no room for peers beside a prompt of "
             f"data.max_prompt_length={config.data.max_prompt_length}; raise it (published: 10240)"
         )
-    if distill.summarize_solutions:
-        faults.append(f"{prefix}.summarize_solutions=true: this version has no summaries; set it to false")
-    if distill.peer_control_mode != "none":
+    if distill.summarize_solutions and distill.peer_control_mode != "none":
         faults.append(
-            f"{prefix}.peer_control_mode={distill.peer_control_mode}: this version has no matched-budget "
-            f"controls (nor a match by {distill.peer_control_match}); set it to none"
+            f"{DISTILL}.peer_control_mode={distill.peer_control_mode} takes the place of summaries; set "
+            f"summarize_solutions=false"
+        )
+    if distill.summarize_solutions and (distill.include_another_solution or distill.include_failure_solution):
+        faults.append(
+            f"{DISTILL}.summarize_solutions=true takes the place of further peers; set include_another_solution=false "
+            f"and include_failure_solution=false"
         )
     return faults
+
+
+def teacher_faults(config: Config) -> list[str]:
+    """Teachers that contradict themselves."""
+    distill, other = config.actor_rollout_ref.actor.self_distillation, config.actor_rollout_ref.ref.model.path
+    if other is None or distill.teacher_regularization == "frozen":
+        return []
+    return [
+        f"{DISTILL}.teacher_regularization={distill.teacher_regularization}: another model "
+        f"(actor_rollout_ref.ref.model.path={other}) never follows the student; set it to frozen"
+    ]

@@ -13,14 +13,7 @@ REASONS: dict[str, str] = {
     "actor_rollout_ref.actor.entropy_coeff": "no entropy bonus is offered; the published value is 0, leave it out",
     "actor_rollout_ref.actor.clip_ratio": "set clip_ratio_low and clip_ratio_high",
     "actor_rollout_ref.actor.strategy": "the actor is always FSDP2; leave it out",
-    "actor_rollout_ref.actor.self_distillation.full_logit_distillation": "the divergence is always over next-token "
-    "distributions; leave it out",
-    "actor_rollout_ref.actor.self_distillation.reprompt_truncation": "peers are shortened until the teacher prompt "
-    "fits max_reprompt_len, nothing else is ever cut; leave it out",
-    "actor_rollout_ref.actor.self_distillation.step_level_kl": "a mean over a step's tokens changes neither loss nor "
-    "gradient under any aggregation; leave it out",
     "actor_rollout_ref.model.use_remove_padding": "only response positions reach the vocabulary; leave it out",
-    "actor_rollout_ref.ref.model.path": "an external teacher is not offered by this version",
     "actor_rollout_ref.rollout.tensor_model_parallel_size": "one device per sampler in this version; leave it out",
     "actor_rollout_ref.rollout.calculate_log_probs": "log-probs are always kept; leave it out",
     "actor_rollout_ref.rollout.top_p": "training samples the whole distribution, so that log-probs stay comparable",

@@ -6,7 +6,6 @@ documentation: `docs/configuration.md` is generated from here.
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -61,28 +60,52 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PolicyLoss:
-    loss_mode: Literal["sdpo", "vanilla"]
-    """`sdpo`: divergence to the teacher's view (MOPD and SDPO); `vanilla`: clipped policy gradient (GRPO)."""
+    loss_mode: Literal["sdpo", "vanilla", "gspo", "dppo", "drpo", "dpo", "simpo", "verified_sft", "sft"]
+    """`sdpo`: divergence to the teacher on its view; `vanilla`: clipped policy gradient; the others by their names."""
+    delta: float = Field(gt=0)
+    """DPPO: how far a token's probability may move; DRPO: where the pull ends."""
+    dpo_beta: float = Field(gt=0)
+    """DPO: scale of the log-ratio to the initial model."""
+    simpo_beta: float = Field(gt=0)
+    """SimPO: scale of the mean log-prob."""
+    simpo_gamma: float = Field(ge=0)
+    """SimPO: margin that the preferred response must have."""
+    label_smoothing: float = Field(ge=0, lt=0.5)
+    """DPO and SimPO: share of pairs taken to be the wrong way round."""
+    sft_success_threshold: float = Field(ge=0)
+    """Verified SFT: reward from which a rollout is learnt."""
+    sft_length_normalize: bool
+    """Verified SFT: mean over a response's tokens; false: their sum."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SelfDistillation:
     alpha: float = Field(ge=0, le=1)
     """0: KL(teacher || student), 1: KL(student || teacher), between: Jensen-Shannon mixture (0.5: symmetric)."""
+    full_logit_distillation: bool
+    """Compares next-token distributions; false estimates the reverse divergence from the sampled tokens (alpha 1)."""
     distillation_topk: int | None = Field(ge=1)
-    """Entries of the student's distribution compared per token; null compares the whole vocabulary."""
+    """Entries of the distributions compared per token; null compares the whole vocabulary."""
+    distillation_support: Literal["student", "teacher", "union"]
+    """Whose top-k entries are compared."""
     distillation_add_tail: bool
     """Adds the rest of the vocabulary as one entry; false renormalises the top-k entries."""
     is_clip: float | None = Field(gt=0)
     """Upper bound of the importance ratio between the current and the old policy; null weighs nothing."""
-    teacher_regularization: Literal["ema"]
-    """How the teacher follows the student: an exponential moving average of its weights."""
+    step_level_kl: bool
+    """Averages the weighted divergence over each reasoning step of a response."""
+    step_separator: str = Field(min_length=1)
+    """Text that ends a reasoning step; found in the text, wherever tokens begin and end."""
+    teacher_regularization: Literal["ema", "frozen", "live", "trust-region"]
+    """Teacher: the student's moving average, the initial model, the student itself, or a mixture of the last two."""
     teacher_update_rate: float = Field(ge=0, le=1)
-    """Share of the student's weights taken into the teacher after each step; 0 freezes the teacher."""
+    """Share of the student taken into the average after each step, or into the mixture at each token."""
+    view: Literal["peers", "reference", "prompt"]
+    """What the teacher sees: siblings of the rollout, the row's reference solution, or the student's own prompt."""
     success_reward_threshold: float = Field(ge=0)
     """A rollout with at least this reward is a success, below it a failure."""
-    peer_policy: Literal["random", "first"]
-    """Which siblings are shown: drawn by the run's seed, or the first in sampling order."""
+    peer_policy: Literal["random", "first", "shortest", "diverse"]
+    """Which siblings are shown: drawn by the run's seed, the first sampled, the shortest, or two unlike each other."""
     include_primary_solution: bool
     """Shows the teacher a successful sibling."""
     include_another_solution: bool
@@ -100,13 +123,25 @@ class SelfDistillation:
     remove_thinking_from_demonstration: bool
     """Strips thinking from every peer."""
     summarize_solutions: bool
-    """Shows short accounts of siblings; not offered yet, so false."""
+    """Asks the student for a summary of its solution, and shows the teacher siblings' summaries."""
+    summary_k: int = Field(ge=1)
+    """Summaries shown at most."""
+    summary_tag: str = Field(pattern=r"^[\w-]+$")
+    """What encloses a summary, as in `<summary>...</summary>`."""
+    summary_source: Literal["success", "all", "failure"]
+    """Whose summaries are shown."""
+    summary_from_all: bool
+    """As `summary_source=all`."""
+    summary_instruction: str
+    """Appended to the student's prompt, in training and validation; never to the teacher's."""
     peer_control_mode: Literal["none", "random_peer", "unrelated_prompt", "success_only_matched"]
-    """Matched-budget control of the peers; not offered yet, so none."""
+    """Control that shows as much as the peers would be: any siblings, other prompts' successes, or successes only."""
     peer_control_match: Literal["block", "token"]
-    """What a control matches."""
+    """What a control matches: the number of peers, or their tokens."""
     max_reprompt_len: int = Field(ge=1)
-    """Longest teacher prompt, in tokens; peers are shortened to fit."""
+    """Longest teacher prompt, in tokens."""
+    reprompt_truncation: Literal["peers", "error", "right", "left"]
+    """A longer one: peers are shortened to fit, the run stops, or the prompt loses its end or its beginning."""
     reprompt_template: str
     """The teacher's user message, with the fields prompt, solution, solution_summaries, another_solution, failure and
     feedback."""
@@ -116,6 +151,10 @@ class SelfDistillation:
     """Section of the second successful peer."""
     failure_solution_template: str
     """Section of the failed peer."""
+    summary_item_template: str
+    """Section of a successful sibling's summary."""
+    summary_failed_item_template: str
+    """Section of a failed sibling's summary."""
     feedback_template: str
     """Section of the environment's feedback."""
 
@@ -135,7 +174,7 @@ class Actor:
     """Policy gradient: upper clip of the ratio, 1 + this."""
     clip_ratio_c: float = Field(gt=1)
     """Policy gradient: dual clip for negative advantages."""
-    loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
+    loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
     """How token losses become one number; counts are those of the whole mini-batch over all devices."""
     grad_clip: float = Field(gt=0)
     """Largest gradient norm."""
@@ -151,6 +190,20 @@ class ValKwargs:
     """Sampling temperature in validation; 0 is greedy."""
     top_p: float = Field(gt=0, le=1)
     """Nucleus of validation sampling."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RolloutHorizon:
+    kind: Literal["const", "linear-step", "ratio"]
+    """Longest response by step: always max_response_length, growing up to it (POPD), or a share of it (TOPD)."""
+    start: int = Field(ge=1)
+    """linear-step: tokens before the first update."""
+    increment: int = Field(ge=1)
+    """linear-step: tokens added each time."""
+    interval: int = Field(ge=1)
+    """linear-step: steps between additions."""
+    ratio: float = Field(gt=0, le=1)
+    """ratio: share of max_response_length."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -173,7 +226,19 @@ class Rollout:
     """Most weights gathered and sent to the sampler at once, in MiB; a larger weight travels alone."""
     sync_tolerance: Literal["auto"] | float | None
     """Most nats between sampler and actor after a publish; auto: 1e-3 on the CPU, 1.0 on GPUs; null never stops."""
+    horizon: RolloutHorizon
     val_kwargs: ValKwargs
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RefModel:
+    path: str | None
+    """Folder of another model as teacher, of the same vocabulary (TEACHER_MODEL_PATH); null: the student itself."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Ref:
+    model: RefModel
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -181,22 +246,27 @@ class ActorRolloutRef:
     model: Model
     actor: Actor
     rollout: Rollout
+    ref: Ref
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RolloutCorrection:
-    rollout_is: Literal["token"] | None
-    """Importance weights between trainer and sampler per token; null for none."""
+    rollout_is: Literal["token", "sequence"] | None
+    """Importance weights between trainer and sampler, per token or per response; null for none."""
     rollout_is_threshold: float = Field(gt=0)
     """Upper bound of these weights."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Algorithm:
-    adv_estimator: Literal["grpo"]
-    """Advantages relative to the group's mean reward."""
+    adv_estimator: Literal["grpo", "rloo"]
+    """Baseline of a reward: the group's mean, or the mean of the others (RLOO)."""
     norm_adv_by_std_in_grpo: bool
     """Divides advantages by the group's standard deviation."""
+    filter_groups: bool
+    """Leaves out groups whose rewards are all equal (DAPO's dynamic sampling; no others are drawn instead)."""
+    overlong_buffer: int = Field(ge=0)
+    """Tokens before max_response_length over which a reward falls by up to 1 (DAPO's overlong shaping); 0: none."""
     rollout_correction: RolloutCorrection
 
 
@@ -242,5 +312,6 @@ class Config:
     actor_rollout_ref: ActorRolloutRef
     algorithm: Algorithm
     trainer: Trainer
-    reference_compat: Literal[False] = field(default=False)
-    """Published behaviour where it differs from ours; not offered yet."""
+    reference_compat: bool
+    """Published behaviour where that is safe: peers in the published order, the loss normalised per micro-batch,
+    bootstrapped best@k beside pass@k, teacher prompts cut on the right."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from mopd.losses import token_logprobs
-from mopd.teacher import ema_
+from mopd.teacher import ema_, trust_region_logits
 from mopd.types import FloatArray, IntArray
 from trainer import checkpoint, cluster, fsdp
-from trainer.forward import ResponseScorer, TokenBatch, batch_of, padded
+from trainer.forward import ResponseScorer, TokenBatch, batch_of, fitted, padded, step_rows
 from trainer.meters import Meter
 from trainer.objectives import LossSettings, Targets, contribution
 from trainer.packing import MiniBatch, Sample, loss_mask
@@ -40,6 +40,18 @@ class OptimSettings:
     def rate(self, step: int) -> float:
         """The learning rate of training step `step`, counted from 1."""
         return self.lr * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.lr
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Who answers on the teacher's view."""
+
+    kind: Literal["ema", "frozen", "live", "trust-region"]
+    """The student's moving average, the initial model, the student as it is, or a mixture of the last two's logits."""
+    rate: float
+    """Share of the student that is taken in: by the average after each step, by the mixture at each token."""
+    model_path: str | None
+    """Folder of another model; None where the student teaches itself."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ class PolicyWorker:
         gradient_checkpointing: bool,
         loss: LossSettings,
         optim: OptimSettings,
-        teacher_update_rate: float,
+        teacher: TeacherSettings,
         seed: int,
         deadline_s: float,
     ) -> None:
@@ -82,7 +94,7 @@ class PolicyWorker:
         self.device = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
         self.model_path, self.attn_implementation = model_path, attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
-        self.loss, self.optim, self.teacher_update_rate = loss, optim, teacher_update_rate
+        self.loss, self.optim, self.teaching = loss, optim, teacher
         self.tokens_forwarded = 0
         self.link: Link | None = None
         torch.manual_seed(seed)
@@ -101,22 +113,25 @@ class PolicyWorker:
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=timeout)
         mesh = init_device_mesh(self.device.type, (self.ranks,))
 
-        def build(checkpointing: bool) -> ResponseScorer:
+        def build(path: str, checkpointing: bool) -> ResponseScorer:
             return fsdp.build_scorer(
-                self.model_path,
+                path,
                 mesh,
                 attn_implementation=self.attn_implementation,
                 gradient_checkpointing=checkpointing,
             )
 
-        self.student = build(self.gradient_checkpointing).train()
-        self.teacher = build(False).eval().requires_grad_(False) if self.loss.distils else None
+        self.student = build(self.model_path, self.gradient_checkpointing).train()
+        asked = (self.loss.method.distils and self.teaching.kind != "live") or self.loss.method.has_reference
+        source = self.teaching.model_path or self.model_path
+        self.teacher = build(source, False).eval().requires_grad_(False) if asked else None
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=self.optim.lr,
             betas=self.optim.betas,
             weight_decay=self.optim.weight_decay,
         )
+        self.vocabulary = int(self.student.model.config.vocab_size)
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         return {"torch": torch.__version__, "parameters": parameters}
 
@@ -185,8 +200,9 @@ class PolicyWorker:
         for mini_batch, old_rows in zip(mini_batches, old, strict=True):
             if not mini_batch.micro_batches:
                 continue
-            for micro_batch, rows in zip(mini_batch.micro_batches, old_rows, strict=True):
-                divergences |= self.accumulate(micro_batch, rows, mini_batch, meter, record)
+            parts = zip(mini_batch.micro_batches, old_rows, mini_batch.denominators, strict=True)
+            for micro_batch, rows, denominator in parts:
+                divergences |= self.accumulate(micro_batch, rows, denominator, meter, record)
             norm = fsdp.gradient_norm(self.student, self.optim.grad_clip)
             norms.append(norm)
             # The norm is that of all ranks, so that all take or skip the step alike.
@@ -195,8 +211,8 @@ class PolicyWorker:
             else:
                 skipped += 1
             self.optimizer.zero_grad(set_to_none=True)
-        if self.teacher is not None and len(norms) > skipped:
-            ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teacher_update_rate)
+        if self.teacher is not None and self.teaching.kind == "ema" and len(norms) > skipped:
+            ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teaching.rate)
         seconds = time.perf_counter() - started
         return Update(meter, self.loss_sum, tuple(norms), skipped, divergences, self.tokens_forwarded, seconds)
 
@@ -204,48 +220,69 @@ class PolicyWorker:
         self,
         micro_batch: Sequence[Sample],
         old_rows: list[FloatArray] | None,
-        mini_batch: MiniBatch,
+        denominator: float,
         meter: Meter,
         record: frozenset[int],
     ) -> dict[int, FloatArray]:
         """Adds one micro-batch's gradient; returns the per-token divergences asked for."""
         batch = self.lay_out(micro_batch, teacher=False)
-        teacher_logits = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher_logits = self.forward(self.teacher, self.lay_out(micro_batch, teacher=True))
-        targets = Targets(
-            tokens=batch.tokens,
-            mask=padded([loss_mask(sample, self.loss.distils) for sample in micro_batch], batch.present),
-            advantages=padded([sample.streams.advantages for sample in micro_batch], batch.present),
-            sampler_logprobs=padded([sample.sampler_logprobs for sample in micro_batch], batch.present),
-            old_logprobs=None if old_rows is None else padded(old_rows, batch.present),
-        )
-        by_tokens = self.loss.aggregation == "token-mean"
-        denominator = mini_batch.tokens if by_tokens else mini_batch.sequences
-        part = contribution(
-            self.forward(self.student, batch), teacher_logits, targets, self.loss, max(denominator, 1.0)
-        )
+        teacher_logits = self.teach(micro_batch)
+        targets = self.targets_of(micro_batch, batch, old_rows)
+        part = contribution(self.forward(self.student, batch), teacher_logits, targets, self.loss, denominator)
         self.loss_sum += float(part.loss.detach())
         # FSDP averages gradients over ranks; the parts are to be added.
         (part.loss * self.ranks).backward()
-        old = part.logprobs if targets.old_logprobs is None else targets.old_logprobs
-        gap = (old - targets.sampler_logprobs).abs()
+        gap = (part.old_logprobs - targets.sampler_logprobs).abs()
         meter.peak("rollout_corr/logprob_max_abs_diff", gap, targets.mask)
         meter.add("rollout_corr/logprob_mean_abs_diff", gap, targets.mask)
-        meter.add("actor/entropy", part.entropy, targets.mask)
-        meter.add("actor/ppo_kl", old - part.logprobs, targets.mask)
-        if part.divergence is None or part.student_mass is None or part.teacher_mass is None:
+        for name, values in part.measured.items():
+            per_token = values.shape == targets.mask.shape
+            meter.add(name, values, targets.mask if per_token else torch.ones_like(values))
+        return self.recorded(micro_batch, part.measured.get("self_distillation/divergence"), record)
+
+    def recorded(
+        self, micro_batch: Sequence[Sample], divergence: Tensor | None, record: frozenset[int]
+    ) -> dict[int, FloatArray]:
+        """Per-token divergences [T] of the rollouts asked for, by index."""
+        if divergence is None:
             return {}
-        meter.add("self_distillation/divergence", part.divergence, targets.mask)
-        meter.add("self_distillation/topk_mass_student", part.student_mass, targets.mask)
-        meter.add("self_distillation/topk_mass_teacher", part.teacher_mass, targets.mask)
-        values = part.divergence.cpu().numpy()
+        values = divergence.float().cpu().numpy()
         return {
             sample.index: values[row, : len(sample.response_ids)].copy()
             for row, sample in enumerate(micro_batch)
             if sample.index in record
         }
+
+    def targets_of(
+        self, micro_batch: Sequence[Sample], batch: TokenBatch, old_rows: list[FloatArray] | None
+    ) -> Targets:
+        """The loss's inputs of a micro-batch."""
+        stepped = any(sample.step_ids is not None for sample in micro_batch)
+        return Targets(
+            tokens=batch.tokens,
+            mask=padded([loss_mask(sample) for sample in micro_batch], batch.present),
+            advantages=padded([sample.streams.advantages for sample in micro_batch], batch.present),
+            sampler_logprobs=padded([sample.sampler_logprobs for sample in micro_batch], batch.present),
+            old_logprobs=None if old_rows is None else padded(old_rows, batch.present),
+            step_ids=step_rows(micro_batch, batch.present) if stepped else None,
+            rewards=torch.tensor([sample.reward for sample in micro_batch] or [float("nan")]),
+            groups=[sample.group for sample in micro_batch] or [0],
+        )
+
+    @torch.no_grad()
+    def teach(self, micro_batch: Sequence[Sample]) -> Tensor | None:
+        """The teacher's tempered logits [B, T, V] on its views, or the reference's on the student's prompts."""
+        if self.loss.method.has_reference and self.teacher is not None:
+            return self.forward(self.teacher, self.lay_out(micro_batch, teacher=False))
+        if not self.loss.method.distils:
+            return None
+        view = self.lay_out(micro_batch, teacher=True)
+        if self.teacher is None:
+            return self.forward(self.student, view)
+        logits = self.forward(self.teacher, view)
+        if self.teaching.kind == "trust-region":
+            return trust_region_logits(logits, self.forward(self.student, view), self.teaching.rate)
+        return logits if self.teaching.model_path is None else fitted(logits, self.vocabulary)
 
     def lay_out(self, micro_batch: Sequence[Sample], *, teacher: bool) -> TokenBatch:
         """The micro-batch behind the student's or the teacher's prompts; an empty one becomes a single token.
