@@ -61,7 +61,17 @@ def test_the_readme_shows_the_command_that_ci_runs():
 # ------------------------------------------------------------------ a run
 
 
-@pytest.mark.parametrize("script", RUNS)
+CONFIGS = {
+    "run_local_sdpo.sh": "mopd",
+    "run_local_grpo.sh": "grpo",
+    "run_local_dpo.sh": "dpo",
+    "run_local_simpo.sh": "simpo",
+    "run_local_sft.sh": "verified_sft",
+    "run_ts_sdpo.sh": "ts_sdpo",
+}
+
+
+@pytest.mark.parametrize("script", CONFIGS)
 def test_arguments_reach_the_trainer_and_the_folder_stays(project, tmp_path, script):
     folder, programs = project
     write_python(programs / "python3", SATISFIED)
@@ -69,13 +79,26 @@ def test_arguments_reach_the_trainer_and_the_folder_stays(project, tmp_path, scr
     elsewhere.mkdir()
     code, out, err = call(project, folder / script, "my-try.1", "trainer.total=3", "a b=c", cwd=elsewhere)
     assert code == 0, err
-    config = {"run_local_sdpo.sh": "mopd", "run_local_grpo.sh": "grpo"}.get(script)
     lines = out.splitlines()
     assert lines[:4] == ["-P", "-m", "trainer.main", "--config-name"]
-    assert config in (None, lines[4])
+    assert lines[4] == CONFIGS[script]
     assert lines[5:8] == ["trainer.experiment_suffix='my-try.1'", "trainer.total=3", "a b=c"]
     assert f"PYTHONPATH={folder}" in lines
     assert f"PWD={elsewhere}" in lines
+
+
+def test_flags_and_arguments_reach_the_evaluation(project):
+    folder, programs = project
+    write_python(programs / "python3", SATISFIED)
+    flags = {"CKPT_PATH": "a b/step_2", "EVAL_N": "4", "DATA_PATH": "data", "OUTPUT_DIR": "out"}
+    code, out, err = call(project, folder / "run_eval.sh", "top_p=0.5", **flags)
+    assert code == 0, err
+    given = ["model=a b/step_2", "n=4", "data=data/test.parquet", "output=out", "top_p=0.5"]
+    assert out.splitlines()[:8] == ["-P", "-m", "trainer.evaluate", *given]
+
+
+def test_every_run_script_is_known_here():
+    assert {script for script in RUNS if script != "run_eval.sh"} == set(CONFIGS)
 
 
 def test_without_a_suffix_there_is_none(project):

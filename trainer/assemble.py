@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from trainer import cluster
 from trainer.config.schema import Config
@@ -82,6 +83,18 @@ def worker_environment(device: str, offline: bool) -> dict[str, str]:
     return common
 
 
+def place_sampler(placement: Placement, **arguments: Any) -> Any:
+    """A new sampler process; `arguments` are `SamplerWorker`'s."""
+    return cluster.spawn(
+        SamplerWorker,
+        num_cpus=1,
+        num_gpus=placement.gpus_each,
+        device=placement.device,
+        transfer_backend=placement.transfer_backend,
+        **arguments,
+    )
+
+
 def start_workers(config: Config, placement: Placement) -> tuple[Policy, Sampling, Verification]:
     """Starts Ray and places actor ranks, sampler and verifier; they load at the same time."""
     model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
@@ -91,18 +104,14 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
     environment = worker_environment(placement.device, offline=os.path.isdir(model.path))
     cluster.start(environment, num_cpus=max(os.cpu_count() or 1, placement.ranks + 2))
     spawn_sampler = partial(
-        cluster.spawn,
-        SamplerWorker,
-        num_cpus=1,
-        num_gpus=placement.gpus_each,
+        place_sampler,
+        placement,
         model_path=model.path,
-        device=placement.device,
         max_model_len=rollout.max_model_len or data.max_prompt_length + data.max_response_length,
         seed=data.seed,
         enable_prefix_caching=rollout.enable_prefix_caching,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         kv_cache_mib=rollout.kv_cache_mib,
-        transfer_backend=placement.transfer_backend,
     )
     first_sampler = spawn_sampler()
     ranks = [

@@ -254,24 +254,36 @@ mopd_options() { # ARGUMENT...: answers --help, refuses what nobody reads
     done
 }
 
+mopd_set_up_only() { # [ARGUMENT...]: with --setup-only as sole argument makes the environment and ends
+    [[ " $* " == *' --setup-only '* ]] || return 0
+    [[ $# -eq 1 ]] || mopd_fail 2 '--setup-only makes the environment and stops; it takes no other arguments.'
+    mopd_python
+    mopd_say "ready: $MOPD_PYTHON"
+    exit 0
+}
+
+mopd_start() { # MODULE ARGUMENT...: ends in the command itself
+    mopd_python
+    # No cd: paths that the user gives are relative to where the user stands. -P: what lies there is not imported.
+    export PYTHONPATH=$MOPD_ROOT${PYTHONPATH:+:$PYTHONPATH}
+    exec "$MOPD_PYTHON" -P -m "$@"
+}
+
+mopd_evaluate() { # [--setup-only | key=value ...]
+    mopd_set_up_only "$@"
+    mopd_start trainer.evaluate "$@"
+}
+
 mopd_run() { # CONFIG_NAME [--setup-only | [suffix] [key=value ...]]
     local config=$1 arguments=()
     shift
     mopd_options "$@"
+    mopd_set_up_only "$@"
     if [[ $# -gt 0 && $1 != -* && $1 != *=* && $1 != '~'* ]]; then
         [[ $1 =~ ^[A-Za-z0-9._-]+$ ]] || mopd_fail 2 "The suffix is '$1'; it becomes part of a folder's name, so it may have letters, digits and . _ - only." \
             "Settings are written key=value."
         arguments=("trainer.experiment_suffix='$1'") # quoted for Hydra, to which 1e5 or true would not be a string
         shift
     fi
-    if [[ " $* " == *' --setup-only '* ]]; then
-        [[ $# -eq 1 && ${#arguments[@]} -eq 0 ]] || mopd_fail 2 '--setup-only makes the environment and stops; it takes no other arguments.'
-        mopd_python
-        mopd_say "ready: $MOPD_PYTHON"
-        exit 0
-    fi
-    mopd_python
-    # No cd: paths that the user gives are relative to where the user stands. -P: what lies there is not imported.
-    export PYTHONPATH=$MOPD_ROOT${PYTHONPATH:+:$PYTHONPATH}
-    exec "$MOPD_PYTHON" -P -m trainer.main --config-name "$config" "${arguments[@]}" "$@"
+    mopd_start trainer.main --config-name "$config" "${arguments[@]}" "$@"
 }

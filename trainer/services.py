@@ -251,3 +251,13 @@ class Sampling:
         if self.restarts:
             self.policy.publish(self.version, [])
         self.connected = True
+
+
+class StandingSampling(Sampling):
+    """Draws from weights that stay as they were loaded; a sampler that died is replaced all the same."""
+
+    def __init__(self, spawn: Callable[[], Any], *, seed: int, deadline_s: float) -> None:
+        self.worker, self.spawn, self.seed, self.deadline_s, self.restarts = spawn(), spawn, seed, deadline_s, 0
+
+    def ready(self) -> None:
+        """There is nothing to publish."""

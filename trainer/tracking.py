@@ -262,7 +262,7 @@ class Journal:
         """Writes `rollouts/<step>.jsonl`, a line per rollout in sampling order."""
         with (self.folders.rollouts / f"{step}.jsonl").open("w") as file:
             for index, (group, rollout, outcome) in enumerate(every_rollout(groups)):
-                line = self.described(step, group, rollout, outcome) | context_fields(contexts[index])
+                line = described(self.renderer, step, group, rollout, outcome) | context_fields(contexts[index])
                 if index in divergences:
                     line["divergence"] = [round(float(value), 6) for value in divergences[index]]
                 write_line(file, line)
@@ -271,28 +271,7 @@ class Journal:
     def validation(self, step: int, groups: Sequence[Group]) -> None:
         """Writes `validation/<step>.jsonl`, a line per response."""
         with (self.folders.validation / f"{step}.jsonl").open("w") as file:
-            for group, rollout, outcome in every_rollout(groups):
-                write_line(file, self.described(step, group, rollout, outcome))
-
-    def described(self, step: int, group: Group, rollout: Rollout, outcome: Outcome) -> dict[str, Any]:
-        """The published fields of a rollout, and what identifies it."""
-        return {
-            "input": self.renderer.tokenizer.decode(group.prompt_ids, skip_special_tokens=True),
-            "output": rollout.text,
-            "gts": group.prompt.ground_truth,
-            "score": outcome.reward,
-            "step": step,
-            "uid": group.uid,
-            "prompt_id": group.prompt.prompt_id,
-            "rollout_id": rollout.rollout_id,
-            "data_source": group.prompt.data_source,
-            "success": outcome.success,
-            "status": outcome.status,
-            "feedback": outcome.feedback,
-            "finish_reason": rollout.finish_reason,
-            "response_length": len(rollout.token_ids),
-            "policy_version": rollout.policy_version,
-        }
+            write_responses(file, self.renderer, step, groups)
 
     def farewell(self, checkpoint: Path | None) -> None:
         """The table of before and after, how it went, and where everything lies."""
@@ -318,6 +297,33 @@ def every_rollout(groups: Sequence[Group]) -> Iterator[tuple[Group, Rollout, Out
     for group in groups:
         for rollout, outcome in zip(group.rollouts, group.outcomes, strict=True):
             yield group, rollout, outcome
+
+
+def described(renderer: Renderer, step: int, group: Group, rollout: Rollout, outcome: Outcome) -> dict[str, Any]:
+    """The published fields of a rollout, and what identifies it."""
+    return {
+        "input": renderer.tokenizer.decode(group.prompt_ids, skip_special_tokens=True),
+        "output": rollout.text,
+        "gts": group.prompt.ground_truth,
+        "score": outcome.reward,
+        "step": step,
+        "uid": group.uid,
+        "prompt_id": group.prompt.prompt_id,
+        "rollout_id": rollout.rollout_id,
+        "data_source": group.prompt.data_source,
+        "success": outcome.success,
+        "status": outcome.status,
+        "feedback": outcome.feedback,
+        "finish_reason": rollout.finish_reason,
+        "response_length": len(rollout.token_ids),
+        "policy_version": rollout.policy_version,
+    }
+
+
+def write_responses(file: TextIO, renderer: Renderer, step: int, groups: Sequence[Group]) -> None:
+    """A line per response, in sampling order."""
+    for group, rollout, outcome in every_rollout(groups):
+        write_line(file, described(renderer, step, group, rollout, outcome))
 
 
 def context_fields(context: Context) -> dict[str, Any]:

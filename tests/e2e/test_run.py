@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -124,3 +128,18 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path: Path, trained: ob
     assert run.code == 2
     assert "config.json" in run.said
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_of_the_checkpoint_repeats_the_last_validation(mopd_run: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer.evaluate", f"model={mopd_run.output / 'checkpoints' / 'step_3'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, f"output={tmp_path}"], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mean@8" in done.stdout
+    figures = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    last = mopd_run.metrics[-1]
+    for name in ("val-core/chain/acc/mean@8", "val-core/chain/acc/pass@8", "val-core/chain/acc/maj@8"):
+        assert figures[name] == pytest.approx(last[name])
+    assert len((tmp_path / "responses.jsonl").read_text().splitlines()) == 96 * 8

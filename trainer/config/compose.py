@@ -24,6 +24,7 @@ from trainer.errors import BadInputError
 FOLDER = Path(__file__).resolve().parent
 PROJECT = FOLDER.parent.parent
 METHODS = ("mopd", "sdpo", "grpo", "ts_sdpo", "dpo", "simpo", "verified_sft", "opsd", "opd", "topd", "dppo", "drpo")
+REFERENCE = "; docs/configuration.md lists the keys"
 MODEL_KEY = "actor_rollout_ref.model.path"
 DISTILL = "actor_rollout_ref.actor.self_distillation"
 
@@ -78,6 +79,13 @@ def compose_tree(config_name: str, asked: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The nested dictionaries of a YAML file."""
+    tree = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
 def as_yaml(tree: Mapping[str, Any]) -> str:
     """The tree as a YAML file."""
     return str(OmegaConf.to_yaml(OmegaConf.create(dict(tree))))
@@ -117,13 +125,16 @@ def refusal(key: str, known: Sequence[str]) -> str:
 def nearest(key: str, known: Sequence[str]) -> str:
     """A suggestion of the valid key most like `key`, by letters and by words."""
 
+    def letters(name: str) -> float:
+        return difflib.SequenceMatcher(None, key, name).ratio()
+
     def likeness(name: str) -> float:
         ours, theirs = set(re.split(r"[._]", key)), set(re.split(r"[._]", name))
-        letters = difflib.SequenceMatcher(None, key, name).ratio()
-        return letters + len(ours & theirs) / len(ours | theirs)
+        return letters(name) + len(ours & theirs) / len(ours | theirs)
 
     best = max(known, key=likeness)
-    return f"; did you mean {best}?" if likeness(best) > 1 else "; docs/configuration.md lists the keys"
+    likely = likeness(best) > 1 or letters(best) > 0.85
+    return f"; did you mean {best}?" if likely else f"; known: {', '.join(known)}" if len(known) < 20 else REFERENCE
 
 
 def missing_paths(tree: Mapping[str, Any]) -> list[str]:

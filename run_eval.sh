@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Evaluates a checkpoint or a model: mean@k, pass@k and maj@k per data source.
+#   CKPT_PATH=FOLDER bash run_eval.sh [key=value ...]    CKPT_PATH: checkpoints/step_N of a run, or a model's folder
+#     keys: data=PARQUET n=8 output=DIR temperature= top_p= max_prompt_length= max_response_length= seed=
+#     --setup-only   as sole argument: makes the environment and stops
+#     --help         prints this and stops
+# Flags: EVAL_N, VAL_DATA_PATH or DATA_PATH (a folder with test.parquet), OUTPUT_DIR.
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@" # called with sh, where that is another shell
+set -euo pipefail
+# shellcheck source=trainer/launch.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/trainer/launch.sh"
+mopd_options "$@"
+data=${VAL_DATA_PATH-${DATA_PATH-}}
+[[ -z $data || $data == *.parquet ]] || data=$data/test.parquet
+mopd_evaluate ${CKPT_PATH:+"model=$CKPT_PATH"} ${EVAL_N:+"n=$EVAL_N"} ${data:+"data=$data"} \
+    ${OUTPUT_DIR:+"output=$OUTPUT_DIR"} "$@"

@@ -1,0 +1,200 @@
+"""`python -m trainer.evaluate model=PATH data=PARQUET n=8 output=DIR`: samples, verifies, reports per data source.
+
+`model` is a Hugging Face folder, or a checkpoint of a run; then lengths, sampling and thinking mode are those of that
+run, unless said otherwise. Writes `results.json` and `responses.jsonl` into `output`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from rich.console import Console
+from rich.table import Table
+
+from mopd.types import Group
+from trainer import cluster
+from trainer.assemble import Placement, place_sampler, worker_environment
+from trainer.config.compose import PROJECT, nearest, read_yaml, resolve
+from trainer.config.schema import STRICT
+from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
+from trainer.inputs import load_tokenizer, unknown_sources
+from trainer.prompts import Renderer, load
+from trainer.services import StandingSampling, Verification
+from trainer.tracking import write_responses
+from trainer.validate import Validator
+from trainer.workers.sampler_types import SamplingSettings
+from trainer.workers.verifier import VerifierWorker
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Evaluation:
+    """What is evaluated, and how."""
+
+    model: str
+    """Folder of a model, or `checkpoints/step_N` of a run."""
+    data: str
+    """Parquet of prompts."""
+    n: int = Field(ge=1)
+    """Responses per prompt: the k of mean@k and pass@k."""
+    output: str
+    """Folder of the results."""
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    max_prompt_length: int = Field(ge=1)
+    max_response_length: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    enable_thinking: bool
+    """The chat template's thinking mode; by default that of training."""
+    kv_cache_mib: int = Field(ge=1)
+    """Key-value cache of the sampler on a machine without a GPU, in MiB."""
+    deadline_s: float = Field(gt=0)
+    """Longest wait for any answer of a worker, in seconds."""
+
+
+def run_configuration(model: Path) -> dict[str, Any]:
+    """The resolved configuration of the run that made a checkpoint; that of the method `mopd` for any other model."""
+    for folder in model.resolve().parents:
+        if (folder / "config.yaml").is_file() and (folder / "manifest.json").is_file():
+            return read_yaml(folder / "config.yaml")
+    embedded = model.resolve() == PROJECT / "datasets" / "chain" / "model"
+    return resolve("mopd", [f"profile={'embedded' if embedded else 'published'}"], {}).tree
+
+
+def model_folder(path: str) -> Path:
+    """The folder with the weights: `path` itself, or `hf` inside a checkpoint."""
+    inner = Path(path) / "hf"
+    return inner if inner.is_dir() else Path(path)
+
+
+def settings_of(arguments: Sequence[str]) -> Evaluation:
+    """The evaluation that a command line asks for.
+
+    Raises:
+        BadInputError: unknown keys, wrong values, or what is needed and missing; all at once.
+    """
+    pairs = [argument.partition("=") for argument in arguments]
+    names = [field.name for field in fields(Evaluation)]
+    problems = [
+        f"{key}: every argument has the form key=value, with a key of {', '.join(names)}"
+        for key, equals, _ in pairs
+        if not equals
+    ]
+    problems += [f"{key}: unknown key{nearest(key, names)}" for key, equals, _ in pairs if equals and key not in names]
+    given = {key: value for key, _, value in pairs}
+    if problems:
+        raise BadInputError(problems)
+    model = model_folder(given.get("model", str(PROJECT / "datasets" / "chain" / "model")))
+    tree = run_configuration(model)
+    data, val = tree["data"], tree["actor_rollout_ref"]["rollout"]["val_kwargs"]
+    by_default = {
+        "data": data["val_files"],
+        "output": "outputs/evaluation",
+        "n": val["n"],
+        "temperature": val["temperature"],
+        "top_p": val["top_p"],
+        "seed": data["seed"],
+        "max_prompt_length": data["max_prompt_length"],
+        "max_response_length": data["max_response_length"],
+        "kv_cache_mib": tree["actor_rollout_ref"]["rollout"]["kv_cache_mib"],
+        "deadline_s": tree["trainer"]["deadline_s"],
+        "enable_thinking": data["apply_chat_template_kwargs"].get("enable_thinking", False),
+    }
+    try:
+        return TypeAdapter(Evaluation).validate_python({**by_default, **given, "model": str(model)})
+    except ValidationError as error:
+        faults = [f"{fault['loc'][0]}={fault['input']!r}: {fault['msg'].lower()}" for fault in error.errors()]
+        raise BadInputError(faults) from None
+
+
+def evaluate(asked: Evaluation) -> dict[str, float]:
+    """Samples and verifies; writes the responses, and returns the figures by published metric name.
+
+    Raises:
+        BadInputError: model or data cannot be used; before anything is started.
+    """
+    if not (Path(asked.model) / "config.json").is_file():
+        raise BadInputError([f"model={asked.model}: no config.json; it must be a Hugging Face model folder"])
+    renderer = Renderer(load_tokenizer("model", asked.model), {"enable_thinking": asked.enable_thinking})
+    prompts = load(asked.data, "data", renderer, max_prompt_length=asked.max_prompt_length, drop_overlong=True)
+    if faults := unknown_sources("data", asked.data, prompts):
+        raise BadInputError(faults)
+    output = Path(asked.output)
+    output.mkdir(parents=True, exist_ok=True)
+    placement = Placement("cuda" if torch.cuda.device_count() else "cpu", 1)
+
+    def record(step: int, groups: Sequence[Group]) -> None:
+        with (output / "responses.jsonl").open("w") as file:
+            write_responses(file, renderer, step, groups)
+
+    try:
+        cluster.start(worker_environment(placement.device, offline=True), num_cpus=max(os.cpu_count() or 1, 2))
+        spawn = partial(
+            place_sampler,
+            placement,
+            model_path=asked.model,
+            max_model_len=asked.max_prompt_length + asked.max_response_length,
+            seed=asked.seed,
+            enable_prefix_caching=True,
+            gpu_memory_utilization=0.9,
+            kv_cache_mib=asked.kv_cache_mib,
+        )
+        validator = Validator(
+            sampler=StandingSampling(spawn, seed=asked.seed, deadline_s=asked.deadline_s),
+            verifier=Verification(cluster.spawn(VerifierWorker, num_cpus=0, num_gpus=0), asked.deadline_s),
+            prompts=prompts,
+            settings=SamplingSettings(asked.temperature, asked.top_p, asked.max_response_length),
+            k=asked.n,
+            record=record,
+            bootstrap=False,
+        )
+        return {"dropped_prompts": prompts.dropped, **validator(step=0)}
+    finally:
+        cluster.stop()
+
+
+def table_of(figures: Mapping[str, float]) -> Table:
+    """The core figures in per cent, a row per data source and metric."""
+    table = Table(title="held-out quality, per cent")
+    for heading in ("data source", "metric", "value"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for name, value in figures.items():
+        if name.startswith("val-core/"):
+            source, _, metric = name.removeprefix("val-core/").rpartition("/acc/")
+            table.add_row(source, metric, f"{100 * value:.1f}")
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    console, errors = Console(), Console(stderr=True)
+    try:
+        asked = settings_of(sys.argv[1:] if argv is None else argv)
+        figures = evaluate(asked)
+        result = {"settings": TypeAdapter(Evaluation).dump_python(asked), "metrics": figures}
+        results = Path(asked.output) / "results.json"
+        results.write_text(json.dumps(result, indent=2) + "\n")
+        console.print(table_of(figures))
+        console.print(f"  results   {results}\n  responses {results.with_name('responses.jsonl')}", soft_wrap=True)
+        return DONE
+    except BadInputError as error:
+        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
