@@ -55,6 +55,8 @@ class Evaluation:
     seed: int = Field(ge=0)
     enable_thinking: bool
     """The chat template's thinking mode; by default that of training."""
+    instruction: str
+    """What the student is asked beside the task; by default as in training (a summary, where summaries are shown)."""
     kv_cache_mib: int = Field(ge=1)
     """Key-value cache of the sampler on a machine without a GPU, in MiB."""
     deadline_s: float = Field(gt=0)
@@ -96,6 +98,7 @@ def settings_of(arguments: Sequence[str]) -> Evaluation:
     model = model_folder(given.get("model", str(PROJECT / "datasets" / "chain" / "model")))
     tree = run_configuration(model)
     data, val = tree["data"], tree["actor_rollout_ref"]["rollout"]["val_kwargs"]
+    distill = tree["actor_rollout_ref"]["actor"]["self_distillation"]
     by_default = {
         "data": data["val_files"],
         "output": "outputs/evaluation",
@@ -105,6 +108,7 @@ def settings_of(arguments: Sequence[str]) -> Evaluation:
         "seed": data["seed"],
         "max_prompt_length": data["max_prompt_length"],
         "max_response_length": data["max_response_length"],
+        "instruction": distill["summary_instruction"] if distill["summarize_solutions"] else "",
         "kv_cache_mib": tree["actor_rollout_ref"]["rollout"]["kv_cache_mib"],
         "deadline_s": tree["trainer"]["deadline_s"],
         "enable_thinking": data["apply_chat_template_kwargs"].get("enable_thinking", False),
@@ -125,7 +129,14 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
     if not (Path(asked.model) / "config.json").is_file():
         raise BadInputError([f"model={asked.model}: no config.json; it must be a Hugging Face model folder"])
     renderer = Renderer(load_tokenizer("model", asked.model), {"enable_thinking": asked.enable_thinking})
-    prompts = load(asked.data, "data", renderer, max_prompt_length=asked.max_prompt_length, drop_overlong=True)
+    prompts = load(
+        asked.data,
+        "data",
+        renderer,
+        max_prompt_length=asked.max_prompt_length,
+        drop_overlong=True,
+        instruction=asked.instruction,
+    )
     if faults := unknown_sources("data", asked.data, prompts):
         raise BadInputError(faults)
     output = Path(asked.output)

@@ -196,3 +196,8 @@ def test_the_configuration_reference_is_current() -> None:
 @pytest.mark.parametrize("path", ["/a b/c", "1e3", "it's", "a,b=c", "${x}", "7"])
 def test_a_path_in_a_flag_arrives_unchanged(path: str) -> None:
     assert resolve("mopd", [], {"OUTPUT_DIR": path}).config.trainer.output_dir == path
+
+
+def test_the_list_of_keys_is_frozen_so_that_a_new_one_shows_in_review() -> None:
+    frozen = Path(__file__).with_name("config_keys.txt").read_text().split()
+    assert [key for key, _, _ in leaves(Config)] == frozen

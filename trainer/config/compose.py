@@ -133,7 +133,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
         return letters(name) + len(ours & theirs) / len(ours | theirs)
 
     best = max(known, key=likeness)
-    likely = likeness(best) > 1 or letters(best) > 0.85
+    likely = likeness(best) > 1 or letters(best) >= 0.8
     return f"; did you mean {best}?" if likely else f"; known: {', '.join(known)}" if len(known) < 20 else REFERENCE
 
 
