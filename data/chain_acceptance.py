@@ -18,18 +18,18 @@ from dataclasses import dataclass
 
 import torch
 from chain import MODULUS, STEPS, TABLE, Problem, distinct_problems, true_results
-from chain_contexts import MODES, Mode, Results, choose_peers, teacher_prompt
+from chain_contexts import MODES, Mode, Results, choose, peers_of, teacher_prompt
 from chain_tokenizer import END
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from mopd.rewards.chain import STEP
 from mopd.types import Peers
 
-MEAN_RANGE = (0.20, 0.32)
-PASS_RANGE = (0.70, 0.92)
-RISE = {"1S": 0.15, "2S": 0.10, "1S1F": 0.10, "2S1F": 0.10}
+MEAN_RANGE = (0.20, 0.34)
+PASS_RANGE = (0.75, 0.95)
+RISE = {"1S": 0.17, "2S": 0.08, "1S1F": 0.17, "2S1F": 0.08}
 """Least rise on the path, by mode; a failure alone need not help."""
-FALL = {"1S": 0.02, "2S": 0.02, "1S1F": 0.02, "2S1F": 0.02, "1F": 0.03}
+FALL = {"1S": 0.04, "2S": 0.055, "1S1F": 0.04, "2S1F": 0.055, "1F": 0.03}
 """Largest fall off the path, by mode."""
 
 
@@ -133,8 +133,8 @@ def right_probabilities(
     """
     texts = [teacher_prompt(problem, peers) + problem.response(results) for problem, results, peers in cases]
     tokens_N_T = torch.tensor(tokenizer(texts)["input_ids"])
-    (equals,) = tokenizer(" =")["input_ids"]
-    digits = torch.tensor(tokenizer([f" {digit}" for digit in range(MODULUS)])["input_ids"]).flatten()
+    (equals,) = tokenizer(" = ")["input_ids"]
+    digits = torch.tensor(tokenizer([f"{digit}" for digit in range(MODULUS)])["input_ids"]).flatten()
     truths = [[TABLE[key].true for key in problem.keys(results[:-1])] for problem, results, _ in cases]
     places_S = (tokens_N_T[0] == equals).nonzero().flatten()[-STEPS:]
     values = []
@@ -145,20 +145,22 @@ def right_probabilities(
 
 
 def cases_of(
-    mode: Mode, groups: list[tuple[Problem, list[Results | None]]], rng: random.Random
+    mode: Mode, groups: list[tuple[Problem, list[Results | None]]], most: int, rng: random.Random
 ) -> list[tuple[Problem, Results, Peers]]:
-    """Each sample with siblings for `mode`, where it has them; drawn at random, never the sample itself."""
+    """Up to `most` samples per problem with siblings for `mode`, drawn at random, never the sample itself."""
     cases = []
     for problem, group in groups:
+        found = []
         right = true_results(problem)[-1]
         for index, own in enumerate(group):
             siblings = [other for place, other in enumerate(group) if place != index and other is not None]
             rng.shuffle(siblings)
             successes = [other for other in siblings if other[-1] == right]
             failures = [other for other in siblings if other[-1] != right]
-            peers = choose_peers(problem, mode, successes, failures, distinct=True)
-            if own is not None and peers is not None:
-                cases.append((problem, own, peers))
+            chosen = choose(mode, successes, failures, distinct=True)
+            if own is not None and chosen is not None:
+                found.append((problem, own, peers_of(problem, mode, chosen)))
+        cases += rng.sample(found, min(most, len(found)))
     return cases
 
 
@@ -183,8 +185,9 @@ def acceptance(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     *,
-    prompts: int = 256,
+    prompts: int = 1024,
     samples: int = 8,
+    cases: int = 2,
     seed: int = 0,
 ) -> Figures:
     """The figures of `model` on `prompts` prompts of `seed`; with seed 0 the first 96 are the held-out ones."""
@@ -198,7 +201,7 @@ def acceptance(
     rng = random.Random(seed)
     on_path, off_path = {}, {}
     for mode in MODES[1:]:
-        on_path[mode.name], off_path[mode.name] = compare(model, tokenizer, cases_of(mode, groups, rng))
+        on_path[mode.name], off_path[mode.name] = compare(model, tokenizer, cases_of(mode, groups, cases, rng))
     return Figures(
         float(wins.float().mean()),
         float(wins.any(1).float().mean()),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from chain import Problem, World, follow, sample_problem, sample_results
+from chain import TABLE, Problem, World, follow, sample_problem, sample_results
 from chain_tokenizer import END, START
 
 from mopd.contexts import ContextSettings, teacher_messages
@@ -25,9 +25,11 @@ GROUP_SIZE = 8
 """Attempts from which the peers of an example are taken."""
 COMPETENCE_RANGE = (0.0, 0.6)
 """Peers answer as their world does with a probability from this range: stronger students are read as well."""
-FLAWED_SHARE = 0.85
-"""Share of teacher examples that read a flawed attempt of the student; the others read the right chain."""
-DISTINCT_SHARE = 0.5
+ATTEMPT_SHARE = 0.9
+"""Share of responses with peers that are attempts of the student, most of them flawed; the others are right chains."""
+TEMPTING_SHARE, TEMPTING_TRIES = 0.6, 6
+"""Share of the attempts that are redrawn, at most so often, until they tempt a teacher to read by position."""
+DISTINCT_SHARE = 0.8
 """Share of two-success examples whose two texts must differ; in training they always do."""
 
 Results = tuple[int, ...]
@@ -54,15 +56,15 @@ MODES = (
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with the text that is read after it, and the same text with the right result in every step."""
+    """A prompt with the texts that are read after it, and the same texts with the right result in every step."""
 
     question: str
     """The student's part of the prompt: its tokens are never a target."""
     context: str
     """The rest of the prompt: peers, instruction and the assistant's header."""
-    read: str
-    """The response that the model reads."""
-    right: str
+    read: tuple[str, ...]
+    """Responses that the model reads, each on its own."""
+    right: tuple[str, ...]
     """As `read`, but each result is the right one for the operands that `read` has before it."""
 
 
@@ -77,56 +79,93 @@ def teacher_prompt(problem: Problem, peers: Peers) -> str:
     return render(str(message["content"]))
 
 
-def choose_peers(
-    problem: Problem, mode: Mode, successes: list[Results], failures: list[Results], distinct: bool
-) -> Peers | None:
-    """The first attempts that fill the slots of `mode`, or None where there are not enough.
+def choose(mode: Mode, successes: list[Results], failures: list[Results], distinct: bool) -> tuple[Results, ...] | None:
+    """The first attempts that fill the slots of `mode`, successes first, or None where there are not enough.
 
     With `distinct` the second success must differ from the first, as the rule of training has it.
     """
-    if len(successes) < mode.successes or len(failures) < mode.failures:
+    rest = [other for other in successes[1:] if not distinct or other != successes[0]]
+    usable = [*successes[:1], *rest]
+    if len(usable) < mode.successes or len(failures) < mode.failures:
         return None
-    others = [other for other in successes[1:] if not distinct or other != successes[0]]
-    if mode.successes == 2 and not others:
-        return None
+    return (*usable[: mode.successes], *failures[: mode.failures])
+
+
+def peers_of(problem: Problem, mode: Mode, chosen: tuple[Results, ...]) -> Peers:
+    """The attempts of `choose` as the peers of a teacher."""
+    texts = [problem.response(results) for results in chosen]
     return Peers(
-        primary=problem.response(successes[0]) if mode.successes else None,
-        another=problem.response(others[0]) if mode.successes == 2 else None,
-        failure=problem.response(failures[0]) if mode.failures else None,
+        primary=texts[0] if mode.successes >= 1 else None,
+        another=texts[1] if mode.successes == 2 else None,
+        failure=texts[-1] if mode.failures else None,
     )
 
 
-def student_example(rng: random.Random) -> Example:
-    """A sample of the prior without any context: nothing says which candidate is right."""
+def tempts(problem: Problem, attempt: Results, shown: tuple[Results, ...]) -> bool:
+    """Whether reading by position may pass for reading by key.
+
+    So it is where `attempt` looks up an entry that no peer shows, and a peer has one of its candidates at that step.
+    """
+    known = {key for results in shown for key in problem.keys(results[:-1])}
+    for step, key in enumerate(problem.keys(attempt[:-1])):
+        candidates = (TABLE[key].true, TABLE[key].mistake)
+        if key not in known and any(results[step] in candidates for results in shown):
+            return True
+    return False
+
+
+def student_example(responses: int, rng: random.Random) -> Example:
+    """Samples of the prior without any context: nothing says which candidate is right."""
     problem = sample_problem(rng)
-    response = problem.response(sample_results(problem, rng))
+    read = tuple(problem.response(sample_results(problem, rng)) for _ in range(responses))
     question = f"{START}user\n{problem.text}"
-    return Example(question, render(problem.text)[len(question) :], response, response)
+    return Example(question, render(problem.text)[len(question) :], read, read)
 
 
-def teacher_example(mode: Mode, rng: random.Random) -> Example:
-    """A rollout read with peers, in a world drawn until its attempts fill the slots of `mode`."""
+def draw_peers(mode: Mode, rng: random.Random) -> tuple[Problem, World, tuple[Results, ...]]:
+    """A problem and a world, drawn until the attempts in it fill the slots of `mode`, and these attempts."""
     distinct = rng.random() < DISTINCT_SHARE
     while True:
         problem, world = sample_problem(rng), World(rng)
         competence = rng.uniform(*COMPETENCE_RANGE)
-        right = follow(problem, world)
+        value = follow(problem, world)[-1]
         attempts = [sample_results(problem, rng, world, competence) for _ in range(GROUP_SIZE)]
-        successes = [attempt for attempt in attempts if attempt[-1] == right[-1]]
-        failures = [attempt for attempt in attempts if attempt[-1] != right[-1]]
-        peers = choose_peers(problem, mode, successes, failures, distinct)
-        if peers is not None:
+        successes = [attempt for attempt in attempts if attempt[-1] == value]
+        failures = [attempt for attempt in attempts if attempt[-1] != value]
+        chosen = choose(mode, successes, failures, distinct)
+        if chosen is not None:
+            return problem, world, chosen
+
+
+def draw_attempt(problem: Problem, world: World, shown: tuple[Results, ...], rng: random.Random) -> Results:
+    """What a teacher reads: mostly an attempt of the student, and often one that tempts it to read by position.
+
+    An attempt is never chosen by what is right in the world, so it says nothing about its labels.
+    """
+    if rng.random() >= ATTEMPT_SHARE:
+        return follow(problem, world)
+    tries = TEMPTING_TRIES if rng.random() < TEMPTING_SHARE else 1
+    for _ in range(tries):
+        attempt = sample_results(problem, rng)
+        if tempts(problem, attempt, shown):
             break
-    written = right
-    if rng.random() < FLAWED_SHARE:
-        while written == right:
-            written = sample_results(problem, rng)
-    labels = tuple(world[key] for key in problem.keys(written[:-1]))
+    return attempt
+
+
+def teacher_example(mode: Mode, responses: int, rng: random.Random) -> Example:
+    """Attempts of the student (or the right chain), read with peers in a world of their own."""
+    problem, world, shown = draw_peers(mode, rng)
+    read, right = [], []
+    for _ in range(responses):
+        attempt = draw_attempt(problem, world, shown, rng)
+        results = tuple(world[key] for key in problem.keys(attempt[:-1]))
+        read.append(problem.response(attempt))
+        right.append(problem.response(results, attempt))
     question = f"{START}user\n{problem.text}"
-    context = teacher_prompt(problem, peers)[len(question) :]
-    return Example(question, context, problem.response(written), problem.response(labels, written))
+    context = teacher_prompt(problem, peers_of(problem, mode, shown))[len(question) :]
+    return Example(question, context, tuple(read), tuple(right))
 
 
-def draw_example(mode: Mode, rng: random.Random) -> Example:
+def draw_example(mode: Mode, responses: int, rng: random.Random) -> Example:
     """One example of `mode`."""
-    return student_example(rng) if mode.name == "none" else teacher_example(mode, rng)
+    return student_example(responses, rng) if mode.name == "none" else teacher_example(mode, responses, rng)

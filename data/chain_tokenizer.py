@@ -2,7 +2,7 @@
 
 Bytes are the alphabet, so any text can be encoded and comes back exactly. A run of words is one piece, so
 that a phrase of the published teacher templates ends up as one token; a digit or an operator is always a
-piece of its own (with the space before it), so no token ever joins two of them.
+piece of its own. The spaces go with the operators, so a digit is the same token wherever it stands.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 MAX_LENGTH = 16384
 """Tokens; the model's number of positions."""
 
-PIECES = r" ?\p{N}| ?\p{L}+(?: \p{L}+)*| ?[^\s\p{L}\p{N}]+\n*|\s+"
-"""A digit; a run of words; other signs, with line breaks after them; white space."""
+PIECES = r"\p{N}| ?\p{L}+(?: \p{L}+)*| ?[^\s\p{L}\p{N}]+(?:\n+| )?|\n+|\s+(?! )|\s+"
+"""A digit; a run of words; other signs, with the space or line breaks after them; line breaks; white space."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -37,7 +37,7 @@ Word = tuple[str, ...]
 def corpus() -> list[str]:
     """The texts whose phrases become tokens: expressions, chains, roles and the published templates."""
     settings = ContextSettings()
-    signs = [f" {sign} {digit}" for sign in (*OPERATORS, "=", ";") for digit in range(MODULUS)]
+    signs = [f"{digit} {sign} " for sign in (*OPERATORS, "=", ";") for digit in range(MODULUS)]
     templates = [
         settings.reprompt_template,
         settings.solution_template,

@@ -14,36 +14,29 @@ import math
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from chain_acceptance import acceptance
-from chain_contexts import MODES, Example, Mode, draw_example
+from chain_contexts import MODES, Example, draw_example
 from chain_tokenizer import END, MAX_LENGTH, build_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-BUCKETS = (("none",), ("1S", "1F"), ("2S", "1S1F"), ("2S1F",))
-"""Modes of similar length, padded together."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The schedule of the warm start."""
 
-    steps: int = 1400
-    counts: tuple[tuple[str, int], ...] = (
-        ("none", 14),
-        ("1S", 18),
-        ("2S", 10),
-        ("1S1F", 10),
-        ("2S1F", 8),
-        ("1F", 4),
-    )
-    """Examples per step by mode."""
+    steps: int = 1600
+    counts: tuple[int, ...] = (10, 10, 5, 12, 8, 5)
+    """Prompts per step, by mode as in `MODES`."""
+    responses: int = 4
+    """Responses read per prompt."""
     learning_rate: float = 4e-3
     floor: float = 0.05
     """The last learning rate as a share of the highest."""
@@ -52,15 +45,29 @@ class Recipe:
     context_weight: float = 0.5
     """Weight of the peers' own tokens, which teach the table of candidates, and reading by key, early."""
     clip: float = 1.0
+    noise: float = 0.01
+    """Standard deviation of the noise on the weights in each of the last steps: training will move them, and copying
+    the operands of the question must survive that."""
+    noise_from: float = 0.6
+    """Share of the steps before there is noise."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one bucket, padded on the right."""
+    """Examples of one mode; the rows have the same layout."""
 
     inputs_B_T: Tensor
     targets_B_T: Tensor
-    weights_B_T: Tensor
+    weights_T: Tensor
+    positions_T: Tensor
+    """Every response begins where the prompt ends."""
+    visible_T_T: Tensor
+    """True where a row's token may attend to a column's."""
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of all targets."""
+        return float(self.weights_T.sum()) * len(self.inputs_B_T)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -86,35 +93,38 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, context_weight: float) -> Batch:
-    """Inputs, next-token targets and weights: 0 on the question, `context_weight` on the peers, else 1."""
-    prompts = [example.question + example.context for example in examples]
-    read = tokenizer([p + e.read + END for p, e in zip(prompts, examples, strict=True)])["input_ids"]
-    right = tokenizer([p + e.right + END for p, e in zip(prompts, examples, strict=True)])["input_ids"]
-    questions = tokenizer([example.question for example in examples])["input_ids"]
-    longest = max(map(len, read))
-    shape = (len(examples), longest - 1)
-    batch = Batch(
-        torch.full(shape, tokenizer.pad_token_id),
-        torch.full(shape, tokenizer.pad_token_id),
-        torch.zeros(shape),
-    )
-    prompt_lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
-    for index, (inputs, targets) in enumerate(zip(read, right, strict=True)):
-        length = len(inputs) - 1
-        batch.inputs_B_T[index, :length] = torch.tensor(inputs[:-1])
-        batch.targets_B_T[index, :length] = torch.tensor(targets[1:])
-        batch.weights_B_T[index, len(questions[index]) - 1 : length] = context_weight
-        batch.weights_B_T[index, prompt_lengths[index] - 1 : length] = 1.0
-    return batch
+    """A batch of one mode: each prompt once, and all its responses behind it, hidden from each other.
+
+    Targets are the next tokens; their weight is 0 on the question, `context_weight` on the peers, and else 1.
+    """
+    prompts_B_P = _tokens(tokenizer, [example.question + example.context for example in examples])
+    question = len(tokenizer(examples[0].question)["input_ids"])
+    count = len(examples[0].read)
+    read_B_R_T = _tokens(tokenizer, [text + END for e in examples for text in e.read]).unflatten(0, (-1, count))
+    right_B_R_T = _tokens(tokenizer, [text + END for e in examples for text in e.right]).unflatten(0, (-1, count))
+    # The first token of a response is given by the question, so the prompt's last token has the same target in all.
+    inputs = torch.cat([prompts_B_P, read_B_R_T[:, :, :-1].flatten(1)], dim=1)
+    targets = torch.cat([prompts_B_P[:, 1:], right_B_R_T[:, 0, :1], right_B_R_T[:, :, 1:].flatten(1)], dim=1)
+    prompt, response = prompts_B_P.shape[1], read_B_R_T.shape[2] - 1
+    weights_T = torch.ones(inputs.shape[1])
+    weights_T[: prompt - 1] = context_weight
+    weights_T[: question - 1] = 0.0
+    positions_T = torch.cat([torch.arange(prompt), torch.arange(response).repeat(count) + prompt])
+    part_T = torch.cat([torch.zeros(prompt), torch.arange(1, count + 1).repeat_interleave(response)])
+    visible_T_T = ((part_T == 0) | (part_T == part_T[:, None])).tril()
+    return Batch(inputs, targets, weights_T, positions_T, visible_T_T)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """[N, T], the tokens of texts that have the same number of them."""
+    return torch.tensor(tokenizer(texts)["input_ids"])
 
 
 def draw_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> list[Batch]:
-    """One step's examples, by bucket."""
-    modes: dict[str, Mode] = {mode.name: mode for mode in MODES}
-    counts = dict(recipe.counts)
+    """One step's examples, a batch per mode; all texts of a mode have the same number of tokens."""
     batches = []
-    for bucket in BUCKETS:
-        examples = [draw_example(modes[name], rng) for name in bucket for _ in range(counts[name])]
+    for mode, count in zip(MODES, recipe.counts, strict=True):
+        examples = [draw_example(mode, recipe.responses, rng) for _ in range(count)]
         batches.append(collate(examples, tokenizer, recipe.context_weight))
     return batches
 
@@ -129,9 +139,27 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 def weighted_loss(model: Qwen3ForCausalLM, batch: Batch) -> Tensor:
     """Sum of the weighted negative log-likelihoods of a batch, in nats."""
-    logits_B_T_V = model(input_ids=batch.inputs_B_T, use_cache=False).logits
+    logits_B_T_V = model(
+        input_ids=batch.inputs_B_T,
+        attention_mask=batch.visible_T_T[None, None],
+        position_ids=batch.positions_T[None],
+        use_cache=False,
+    ).logits
     losses = F.cross_entropy(logits_B_T_V.flatten(0, 1), batch.targets_B_T.flatten(), reduction="none")
-    return (losses * batch.weights_B_T.flatten()).sum()
+    return (losses.view_as(batch.targets_B_T) * batch.weights_T).sum()
+
+
+@contextmanager
+def noisy_weights(model: Qwen3ForCausalLM, deviation: float) -> Iterator[None]:
+    """Adds normal noise to all weights, and puts them back afterwards."""
+    exact = [parameter.detach().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=deviation)
+    yield
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), exact, strict=True):
+            parameter.copy_(value)
 
 
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> None:
@@ -142,20 +170,21 @@ def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: R
     begun = time.process_time()
     for step in range(recipe.steps):
         batches = draw_batches(recipe, tokenizer, rng)
-        total = sum(float(batch.weights_B_T.sum()) for batch in batches)
+        total = sum(batch.weight for batch in batches)
         losses = []
-        for batch in batches:
-            loss = weighted_loss(model, batch) / total
-            loss.backward()
-            losses.append(float(loss.detach()) * total / float(batch.weights_B_T.sum()))
+        with noisy_weights(model, recipe.noise if step >= recipe.noise_from * recipe.steps else 0.0):
+            for batch in batches:
+                loss = weighted_loss(model, batch) / total
+                loss.backward()
+                losses.append(float(loss.detach()) * total / batch.weight)
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == recipe.steps - 1:
-            by_bucket = " ".join(f"{'/'.join(b)}={x:.3f}" for b, x in zip(BUCKETS, losses, strict=True))
-            print(f"step {step} cpu {time.process_time() - begun:.0f}s nats {by_bucket}", flush=True)
+            nats = " ".join(f"{mode.name} {loss:.3f}" for mode, loss in zip(MODES, losses, strict=True))
+            print(f"step {step}, {time.process_time() - begun:.0f} CPU seconds, nats per token: {nats}", flush=True)
     model.eval()
 
 

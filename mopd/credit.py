@@ -55,9 +55,10 @@ def trained_N(
         return [index in paired for index in range(len(rewards))]
     if method.signal == "likelihood":
         return [bool(reward >= settings.success_threshold) for reward in rewards]
+    credited = known.isfinite()
     if settings.dynamic_sampling:
-        return [bool(flag) for flag in informative_groups(known, group_ids)]
-    return [bool(np.isfinite(reward)) for reward in rewards]
+        credited &= informative_groups(known, group_ids)
+    return [bool(flag) for flag in credited]
 
 
 def token_streams(

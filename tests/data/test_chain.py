@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import chain
@@ -11,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from chain_acceptance import Figures, Reading, acceptance, read_results
-from chain_contexts import MODES, SETTINGS, Mode, draw_example, render, teacher_prompt
+from chain_contexts import MODES, Mode, draw_example, render, teacher_prompt, tempts
 from chain_tokenizer import END, START, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
+from warm_start import collate, noisy_weights, weighted_loss
 
 from mopd.rewards.chain import verify
 from mopd.types import Peers
@@ -160,7 +162,7 @@ def draw_code_point(rng: random.Random) -> int:
 
 def test_digits_and_operators_are_tokens_of_their_own(tokenizer: PreTrainedTokenizerBase) -> None:
     tokens = [tokenizer.decode([index]) for index in tokenizer(EXAMPLE_CHAIN)["input_ids"]]
-    assert tokens[:6] == ["7", " +", " 5", " =", " 2", " ;"]
+    assert tokens[:6] == ["7", " + ", "5", " = ", "2", " ; "]
     assert len(tokens) == 17
     for token in tokenizer.get_vocab():
         assert sum(letter in "0123456789+-*=" for letter in token) <= 1, token
@@ -201,14 +203,66 @@ def test_the_labels_are_the_text_that_is_read_but_for_results(mode: Mode) -> Non
     rng = random.Random(0)
     differences = 0
     for _ in range(50):
-        example = draw_example(mode, rng)
-        differs = {i for i, pair in enumerate(zip(example.read, example.right, strict=True)) if pair[0] != pair[1]}
-        assert differs <= {8, 20, 32}
-        differences += len(differs)
-        for word in (SETTINGS.solution_template, SETTINGS.another_solution_template):
-            assert (word.split("{")[0] in example.context) == (mode.successes > "CA".index(word[1]))
-        assert ("failed solution" in example.context) == bool(mode.failures)
+        example = draw_example(mode, 4, rng)
+        for read, right in zip(example.read, example.right, strict=True):
+            differs = {place for place, (a, b) in enumerate(zip(read, right, strict=True)) if a != b}
+            assert differs <= {8, 20, 32}
+            differences += len(differs)
     assert (differences > 0) == (mode.name != "none")
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_a_context_shows_the_peers_of_its_mode(mode: Mode) -> None:
+    context = draw_example(mode, 1, random.Random(0)).context
+    assert ("\nCorrect solution:\n\n" in context) == (mode.successes >= 1)
+    assert ("\nAnother successful solution:\n\n" in context) == (mode.successes == 2)
+    assert ("\nA known failed solution" in context) == (mode.failures == 1)
+
+
+def test_a_right_label_is_the_same_wherever_its_operands_are_written() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        example = draw_example(MODES[1], 8, rng)
+        answers: dict[str, set[str]] = {}
+        for step in (step for right in example.right for step in right.split(" ; ")):
+            operands, result = step.split(" = ")
+            answers.setdefault(operands, set()).add(result)
+        assert all(len(results) == 1 for results in answers.values())
+
+
+def test_responses_behind_one_prompt_do_not_see_each_other(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    example = draw_example(MODES[3], 3, random.Random(0))
+    together = collate([example], tokenizer, 0.0)
+    alone = [
+        collate([replace(example, read=(read,), right=(right,))], tokenizer, 0.0)
+        for read, right in zip(example.read, example.right, strict=True)
+    ]
+    # The prompt's last token has a target too, and it counts once for each response that is read alone.
+    with torch.no_grad():
+        first = weighted_loss(model, replace(alone[0], weights_T=alone[0].weights_T.cumsum(0).eq(1).float()))
+        expected = sum(weighted_loss(model, batch) for batch in alone) - 2 * first
+        assert torch.allclose(weighted_loss(model, together), expected, atol=1e-3)
+
+
+def test_an_attempt_tempts_where_a_peer_has_a_candidate_of_an_entry_that_no_peer_shows() -> None:
+    problem = chain.Problem((7, 5, 3), "+*")
+    true, mistake = chain.TABLE["+", 7, 5].true, chain.TABLE["+", 7, 5].mistake
+    entry = chain.TABLE["*", mistake, 3]
+    other = next(digit for digit in range(10) if digit not in (entry.true, entry.mistake))
+    for value in (entry.true, entry.mistake):
+        assert tempts(problem, (mistake, 0), ((true, value),))
+    assert not tempts(problem, (mistake, 0), ((true, other),))
+    assert not tempts(problem, (mistake, 0), ((mistake, entry.true),))
+
+
+def test_noise_on_the_weights_lasts_for_the_block_alone(model: Qwen3ForCausalLM) -> None:
+    before = [parameter.clone() for parameter in model.parameters()]
+    with noisy_weights(model, 0.01):
+        shares = [float((a - b).detach().std()) for a, b in zip(before, model.parameters(), strict=True)]
+    assert all(0.005 < share < 0.015 for share in shares)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_the_right_candidate_of_an_entry_changes_from_world_to_world() -> None:
@@ -226,8 +280,8 @@ def test_the_shipped_weights_are_small() -> None:
 def test_the_shipped_weights_are_accepted_on_a_small_sample(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    figures = acceptance(model, tokenizer, prompts=64)
-    assert figures.problems(slack=0.06) == []
+    figures = acceptance(model, tokenizer, prompts=192)
+    assert figures.problems(slack=0.04) == []
     assert figures.well_formed > 0.97
 
 

@@ -71,7 +71,7 @@ def test_methods_share_every_default_but_the_method_itself() -> None:
 
 
 def test_a_named_model_brings_the_published_settings() -> None:
-    assert resolve("mopd", [], {}).config.actor_rollout_ref.actor.optim.lr == pytest.approx(5e-4)
+    assert resolve("mopd", [], {}).config.actor_rollout_ref.actor.optim.lr == pytest.approx(7e-4)
     assert resolve("mopd", [], {"MODEL_PATH": "/m"}).config.actor_rollout_ref.actor.optim.lr == pytest.approx(1e-5)
 
 
