@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Evaluates a checkpoint or a model: mean@k, pass@k and maj@k per data source.
 #   CKPT_PATH=FOLDER bash run_eval.sh [key=value ...]    CKPT_PATH: checkpoints/step_N of a run, or a model's folder
-#     keys: data=PARQUET n=8 output=DIR temperature= top_p= max_prompt_length= max_response_length= seed=
+#     keys: data=PARQUET n=8 output=DIR temperature= top_p= enable_thinking= seed= ...
 #     --setup-only   as sole argument: makes the environment and stops
 #     --help         prints this and stops
 # Flags: EVAL_N, VAL_DATA_PATH or DATA_PATH (a folder with test.parquet), OUTPUT_DIR.

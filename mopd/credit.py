@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mopd.advantages import group_relative, informative_groups, leave_one_out
+from mopd.advantages import group_relative, informative_groups, leave_one_out, overlong_penalty
 from mopd.methods import Method
 from mopd.preference import preference_pairs
 from mopd.types import FloatArray, Group, TokenStreams, View
@@ -26,6 +26,10 @@ class CreditSettings:
     """Leaves out groups whose rewards are all equal (DAPO, arXiv 2503.14476)."""
     success_threshold: float = 1.0
     """Reward from which a rollout is a success for verified SFT."""
+    overlong_buffer: int = 0
+    """Tokens before `max_response_length` over which the credit of a reward falls by up to 1 (DAPO); 0: none."""
+    max_response_length: int = 0
+    """Tokens; matters with an overlong buffer only."""
 
 
 def rewards_N(groups: Sequence[Group]) -> FloatArray:
@@ -37,6 +41,16 @@ def rewards_N(groups: Sequence[Group]) -> FloatArray:
 def group_ids_N(groups: Sequence[Group]) -> list[int]:
     """[N], equal for rollouts of one occurrence of a prompt."""
     return [number for number, group in enumerate(groups) for _ in group.rollouts]
+
+
+def shaped_rewards_N(groups: Sequence[Group], settings: CreditSettings) -> FloatArray:
+    """[N], rewards as credit sees them: less for long responses. Verdicts, and so peers, stay as they are."""
+    rewards = rewards_N(groups)
+    if not settings.overlong_buffer:
+        return rewards
+    limit, buffer = settings.max_response_length, settings.overlong_buffer
+    lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
+    return rewards + np.asarray([overlong_penalty(length, limit, buffer) for length in lengths], dtype=np.float32)
 
 
 def trained_N(
@@ -70,7 +84,7 @@ def token_streams(
     teach has weight 0 and is never forwarded; one of unknown outcome is such a rollout where rewards are credit.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards, group_ids = rewards_N(groups), group_ids_N(groups)
+    rewards, group_ids = shaped_rewards_N(groups, settings), group_ids_N(groups)
     estimate = leave_one_out if settings.estimator == "rloo" else group_relative
     options = {} if settings.estimator == "rloo" else {"normalize_by_std": settings.normalize_by_std}
     relative = estimate(torch.from_numpy(rewards), group_ids, **options).numpy().astype(np.float32)

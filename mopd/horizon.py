@@ -7,21 +7,15 @@ training they are taught worst.
     LinearStep   min(T, h0 + dh floor(k / dk))  POPD: the horizon grows with the updates k
     Ratio        ceil(rho T)                    TOPD: a fixed share
 
-A *rollout* horizon is the sampler's limit of new tokens. A response that it cuts has no verdict: it is no failed
-peer. A *loss* horizon samples in full and learns from the first tokens only (`first_tokens`). They are two knobs.
+A horizon is the sampler's limit of new tokens. A response that it cuts has no verdict: it is no failed peer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
-
-import numpy as np
-
-from mopd.types import FloatArray
 
 
 class Horizon(Protocol):
@@ -92,25 +86,6 @@ class Ratio:
     def __call__(self, updates: int) -> int:
         """ceil(ratio * maximum), of the decimal that was written: 0.07 of 100 is 7."""
         return math.ceil(Fraction(str(self.ratio)) * self.maximum)
-
-
-HORIZONS: Mapping[str, type[Constant] | type[LinearStep] | type[Ratio]] = {
-    "const": Constant,
-    "linear-step": LinearStep,
-    "ratio": Ratio,
-}
-"""By name."""
-
-
-def first_tokens(mask: FloatArray, horizon: int) -> FloatArray:
-    """The loss mask `[..., T]` with all but the first `horizon` of its non-zero tokens set to 0.
-
-    Tokens that the environment wrote (mask 0) use nothing up. Raises ValueError unless the horizon is a
-    positive integer.
-    """
-    _check_positive(horizon=horizon)
-    inside = np.cumsum(mask != 0, axis=-1) <= horizon
-    return np.where(inside, mask, np.zeros_like(mask))
 
 
 def _check_positive(**values: int) -> None:

@@ -8,7 +8,6 @@ are in nats; weights carry no gradient; ratios are kept between exp(-20) and exp
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mopd.divergence import wide
@@ -43,31 +42,6 @@ def truncated_sequence_weights(
     difference_B_T = _masked_difference(logprobs_B_T, behaviour_logprobs_B_T, mask_B_T)
     log_ratio_B_1 = difference_B_T.sum(dim=-1, keepdim=True).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return log_ratio_B_1.exp().clamp(max=threshold).expand_as(difference_B_T)
-
-
-def correction_metrics(
-    weights_B_T: Tensor, logprobs_B_T: Tensor, behaviour_logprobs_B_T: Tensor, mask_B_T: Tensor
-) -> dict[str, float]:
-    """What a correction did to the unmasked tokens; every argument is `[B, T]`.
-
-    Returns the weights' mean, max, min and effective sample size, and the largest absolute difference of the
-    two log-probs in nats.
-
-    The effective sample size is a fraction, (sum w)^2 / (n sum w^2): 1 when all weights are equal, 1/n when
-    one token carries everything. Without tokens nothing is corrected: weights count as 1.
-    """
-    difference_B_T = _masked_difference(logprobs_B_T, behaviour_logprobs_B_T, mask_B_T)
-    weights_N = weights_B_T.detach()[mask_B_T.bool()].double()
-    if weights_N.numel() == 0:
-        weights_N = torch.ones(1, dtype=torch.float64)
-        difference_B_T = torch.zeros(1)
-    return {
-        "rollout_is_mean": weights_N.mean().item(),
-        "rollout_is_max": weights_N.max().item(),
-        "rollout_is_min": weights_N.min().item(),
-        "rollout_is_eff_sample_size": (weights_N.mean() ** 2 / weights_N.square().mean()).item(),
-        "max_abs_logprob_difference": difference_B_T.abs().max().item(),
-    }
 
 
 def _masked_difference(logprobs_B_T: Tensor, behaviour_logprobs_B_T: Tensor, mask_B_T: Tensor) -> Tensor:

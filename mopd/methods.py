@@ -8,7 +8,7 @@
 | dpo, simpo         | preference    | pairs of a group of which one was rewarded more                           |
 | verified_sft, sft  | likelihood    | the successes alone                                                       |
 
-What the teacher sees is a second axis (`VIEWS`): peers of the group (MOPD: two successes and a failure; SDPO: one
+What the teacher sees is a second axis: peers of the group (MOPD: two successes and a failure; SDPO: one
 success, or feedback), a reference solution (OPSD), or just the student's prompt (distillation from another model).
 Who the teacher is is a third: moving average, frozen, live or trust-region self, or another model.
 """
@@ -20,7 +20,6 @@ from typing import Literal
 
 Signal = Literal["divergence", "sampled_token", "policy", "preference", "likelihood"]
 ViewKind = Literal["peers", "reference", "prompt"]
-VIEWS: tuple[ViewKind, ...] = ("peers", "reference", "prompt")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mopd.contexts import ContextSettings, displayed
@@ -128,6 +128,7 @@ def choose_peers(
     threshold: float,
     policy: str = "random",
     order: Sequence[int] | None = None,
+    failures_at_random: bool = False,
 ) -> tuple[Peers, ...]:
     """The peers of each rollout of a verified group, in sampling order.
 
@@ -137,6 +138,7 @@ def choose_peers(
 
     Args:
         order: sampling positions in the order in which policy `first` meets them; as sampled where None.
+        failures_at_random: draws the failed sibling whatever the policy, as the published code does.
 
     Raises:
         ValueError: the policy is unknown, or as `Siblings.of`.
@@ -146,16 +148,19 @@ def choose_peers(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown peer policy {policy!r}; known: {', '.join(sorted(POLICIES))}{hint}")
     siblings = Siblings.of(group, settings, threshold, order)
-    return tuple(_peers_of(own, siblings, settings, POLICIES[policy], rng) for own in range(len(group.rollouts)))
+    by_success = {True: POLICIES[policy], False: drawn if failures_at_random else POLICIES[policy]}
+    return tuple(_peers_of(own, siblings, settings, by_success, rng) for own in range(len(group.rollouts)))
 
 
-def _peers_of(own: int, siblings: Siblings, settings: ContextSettings, policy: Policy, rng: random.Random) -> Peers:
+def _peers_of(
+    own: int, siblings: Siblings, settings: ContextSettings, policies: Mapping[bool, Policy], rng: random.Random
+) -> Peers:
     """The peers of the rollout at position `own`."""
     group = siblings.group
 
     def rank(success: bool) -> tuple[list[int], str]:
         candidates = siblings.showable(own, success)
-        ranked, how = policy([siblings.texts[index] for index in candidates], rng)
+        ranked, how = policies[success]([siblings.texts[index] for index in candidates], rng)
         return siblings.distinct(candidates[index] for index in ranked), how
 
     (successes, success_how), (failures, failure_how) = rank(True), rank(False)

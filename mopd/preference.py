@@ -126,23 +126,6 @@ def simpo_loss(
     return pairwise_loss(implicit_B, pairs_M_2, margin=gamma, label_smoothing=label_smoothing, denominator=denominator)
 
 
-def preference_metrics(implicit_rewards_B: Tensor, pairs_M_2: Tensor) -> dict[str, float]:
-    """What the student thinks of the pairs: `num_pairs`, `accuracy` and `reward_margin`.
-
-    Accuracy is the share of pairs whose chosen response it rates higher, the margin the mean of
-    h_chosen - h_rejected (SimPO's gamma not subtracted). Both are absent without pairs; to average over
-    micro-batches, weigh them by `num_pairs`.
-    """
-    margins_M = _margins(implicit_rewards_B.detach().double(), pairs_M_2)
-    if len(margins_M) == 0:
-        return {"num_pairs": 0.0}
-    return {
-        "num_pairs": float(len(margins_M)),
-        "accuracy": (margins_M > 0).double().mean().item(),
-        "reward_margin": margins_M.mean().item(),
-    }
-
-
 def verified_sft_loss(
     logprobs: Tensor,
     successes: Tensor,
@@ -165,21 +148,6 @@ def verified_sft_loss(
     mask_B_T = _successful(logprobs, successes, response_mask)
     mode: Aggregation = "seq-mean-token-mean" if length_normalize else "seq-mean-token-sum"
     return aggregate(-logprobs, mask_B_T, mode, denominator)
-
-
-def verified_sft_metrics(logprobs: Tensor, successes: Tensor, response_mask: Tensor) -> dict[str, float]:
-    """`num_success`, `frac_success` of all B rollouts, and `nll`, the mean per token of a success.
-
-    `nll` weighs every success the same, and is absent without one; `frac_success` is absent without rollouts.
-    """
-    mask_B_T = _successful(logprobs, successes, response_mask)
-    count = int(successes.bool().sum())
-    metrics = {"num_success": float(count)}
-    if len(successes):
-        metrics["frac_success"] = count / len(successes)
-    if bool(mask_B_T.any()):
-        metrics["nll"] = aggregate(-logprobs.detach().double(), mask_B_T, "seq-mean-token-mean").item()
-    return metrics
 
 
 def _successful(logprobs: Tensor, successes: Tensor, response_mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from trainer import cluster
+from trainer.config.compose import context_settings
 from trainer.config.schema import Config
 from trainer.contexts import ContextBuilder, PeerRule
 from trainer.packing import Packing
@@ -16,7 +17,6 @@ from trainer.prompts import PromptSet, Renderer
 from trainer.schedule import Schedule
 from trainer.services import Policy, Sampling, Verification
 from trainer.settings import (
-    context_settings,
     credit_settings,
     horizon_of,
     loss_settings,
@@ -43,17 +43,16 @@ class Placement:
     device: str
     ranks: int
 
-    @property
-    def gpus_each(self) -> float:
-        """Share of a GPU per worker: an actor and the sampler live together."""
-        return 0.5 if self.device == "cuda" else 0.0
+    def gpus(self, rank: int) -> float:
+        """Share of a GPU of an actor rank. Rank 0 and the sampler halve one; whole ones keep the others apart."""
+        if self.device == "cpu":
+            return 0.0
+        return 1.0 if rank else 0.5
 
     @property
     def transfer_backend(self) -> str:
         """How weights go from the actor to the sampler."""
-        if self.device == "cpu":
-            return "gloo"
-        return "ipc" if self.gpus_each < 1 else "nccl"
+        return "gloo" if self.device == "cpu" else "ipc"
 
     @property
     def sync_tolerance(self) -> float:
@@ -88,7 +87,7 @@ def place_sampler(placement: Placement, **arguments: Any) -> Any:
     return cluster.spawn(
         SamplerWorker,
         num_cpus=1,
-        num_gpus=placement.gpus_each,
+        num_gpus=placement.gpus(rank=0),
         device=placement.device,
         transfer_backend=placement.transfer_backend,
         **arguments,
@@ -101,7 +100,8 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
     actor, data, deadline = config.actor_rollout_ref.actor, config.data, config.trainer.deadline_s
     loss = loss_settings(config)
     optim = optim_settings(config)
-    environment = worker_environment(placement.device, offline=os.path.isdir(model.path))
+    paths = [model.path, config.actor_rollout_ref.ref.model.path or model.path]
+    environment = worker_environment(placement.device, offline=all(map(os.path.isdir, paths)))
     cluster.start(environment, num_cpus=max(os.cpu_count() or 1, placement.ranks + 2))
     spawn_sampler = partial(
         place_sampler,
@@ -118,7 +118,7 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         cluster.spawn(
             PolicyWorker,
             num_cpus=1,
-            num_gpus=placement.gpus_each,
+            num_gpus=placement.gpus(rank),
             rank=rank,
             ranks=placement.ranks,
             device=placement.device,
@@ -220,10 +220,8 @@ def build_parts(
     sizes = Sizes(
         prompts=config.data.train_batch_size,
         rollouts=config.actor_rollout_ref.rollout.n,
-        success_threshold=distill.success_reward_threshold,
         shuffle=config.data.shuffle,
         seed=config.data.seed,
-        overlong_buffer=config.algorithm.overlong_buffer,
         step_separator=distill.step_separator if distill.step_level_kl else None,
     )
     return Parts(

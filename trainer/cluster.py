@@ -52,6 +52,8 @@ def start(environment: Mapping[str, str], num_cpus: int) -> None:
         logging_level=logging.ERROR,
         configure_logging=True,
         **local,
+        # A cluster that is there already does not inherit this process's environment.
+        runtime_env={} if address is None else {"env_vars": dict(environment)},
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from mopd.contexts import ContextSettings, Truncation, build_view, fit_view, truncate_ids
 from mopd.controls import choose_control_peers, control_metrics
@@ -77,7 +76,13 @@ class ContextBuilder:
                 peers
                 for group, order in zip(groups, orders, strict=True)
                 for peers in choose_peers(
-                    group, self.settings, rng, threshold=rule.success_threshold, policy=rule.policy, order=order
+                    group,
+                    self.settings,
+                    rng,
+                    threshold=rule.success_threshold,
+                    policy=rule.policy,
+                    order=order,
+                    failures_at_random=rule.published_order,
                 )
             ]
         known = [order for order in orders if order is not None]
@@ -114,8 +119,11 @@ class ContextBuilder:
         if not view.usable:
             return Context(view, None, None)
         text = self.teacher.text(view.messages)
-        side: Literal["right", "left"] = "left" if self.truncation == "left" else "right"
-        return Context(view, text, truncate_ids(self.teacher.ids(text), self.max_prompt_length, side))
+        ids = self.teacher.ids(text)
+        if self.truncation not in ("right", "left") or len(ids) <= self.max_prompt_length:
+            return Context(view, text, ids)
+        kept = truncate_ids(ids, self.max_prompt_length, self.truncation)
+        return Context(view, self.teacher.tokenizer.decode(kept), kept)
 
     def metrics(self, views: Sequence[View], groups: Sequence[Group]) -> dict[str, float]:
         """What the teachers of a step were shown, under published names."""

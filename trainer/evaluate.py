@@ -25,9 +25,9 @@ from mopd.types import Group
 from trainer import cluster
 from trainer.assemble import Placement, place_sampler, worker_environment
 from trainer.config.compose import PROJECT, nearest, read_yaml, resolve
-from trainer.config.schema import STRICT
+from trainer.config.schema import STRICT, Config
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
-from trainer.inputs import load_tokenizer, unknown_sources
+from trainer.inputs import load_tokenizer, summary_instruction, unknown_sources
 from trainer.prompts import Renderer, load
 from trainer.services import StandingSampling, Verification
 from trainer.tracking import write_responses
@@ -53,8 +53,8 @@ class Evaluation:
     max_prompt_length: int = Field(ge=1)
     max_response_length: int = Field(ge=1)
     seed: int = Field(ge=0)
-    enable_thinking: bool
-    """The chat template's thinking mode; by default that of training."""
+    template_arguments: dict[str, Any]
+    """The chat template's arguments: those of training; `enable_thinking=true|false` changes the thinking mode."""
     instruction: str
     """What the student is asked beside the task; by default as in training (a summary, where summaries are shown)."""
     kv_cache_mib: int = Field(ge=1)
@@ -63,13 +63,13 @@ class Evaluation:
     """Longest wait for any answer of a worker, in seconds."""
 
 
-def run_configuration(model: Path) -> dict[str, Any]:
-    """The resolved configuration of the run that made a checkpoint; that of the method `mopd` for any other model."""
-    for folder in model.resolve().parents:
-        if (folder / "config.yaml").is_file() and (folder / "manifest.json").is_file():
-            return read_yaml(folder / "config.yaml")
+def run_configuration(model: Path) -> Config:
+    """The configuration that a checkpoint was trained with; the defaults for any other model."""
+    beside = model.resolve().parent / "config.yaml"
+    if model.name == "hf" and beside.is_file():
+        return TypeAdapter(Config).validate_python(read_yaml(beside))
     embedded = model.resolve() == PROJECT / "datasets" / "chain" / "model"
-    return resolve("mopd", [f"profile={'embedded' if embedded else 'published'}"], {}).tree
+    return resolve("mopd", [f"profile={'embedded' if embedded else 'published'}"], {}).config
 
 
 def model_folder(path: str) -> Path:
@@ -85,7 +85,7 @@ def settings_of(arguments: Sequence[str]) -> Evaluation:
         BadInputError: unknown keys, wrong values, or what is needed and missing; all at once.
     """
     pairs = [argument.partition("=") for argument in arguments]
-    names = [field.name for field in fields(Evaluation)]
+    names = [field.name for field in fields(Evaluation) if field.name != "template_arguments"] + ["enable_thinking"]
     problems = [
         f"{key}: every argument has the form key=value, with a key of {', '.join(names)}"
         for key, equals, _ in pairs
@@ -93,26 +93,29 @@ def settings_of(arguments: Sequence[str]) -> Evaluation:
     ]
     problems += [f"{key}: unknown key{nearest(key, names)}" for key, equals, _ in pairs if equals and key not in names]
     given = {key: value for key, _, value in pairs}
+    if given.get("enable_thinking", "true") not in ("true", "false"):
+        problems.append(f"enable_thinking={given['enable_thinking']}: must be true or false")
     if problems:
         raise BadInputError(problems)
     model = model_folder(given.get("model", str(PROJECT / "datasets" / "chain" / "model")))
-    tree = run_configuration(model)
-    data, val = tree["data"], tree["actor_rollout_ref"]["rollout"]["val_kwargs"]
-    distill = tree["actor_rollout_ref"]["actor"]["self_distillation"]
+    trained = run_configuration(model)
+    data, rollout = trained.data, trained.actor_rollout_ref.rollout
     by_default = {
-        "data": data["val_files"],
+        "data": data.val_files,
         "output": "outputs/evaluation",
-        "n": val["n"],
-        "temperature": val["temperature"],
-        "top_p": val["top_p"],
-        "seed": data["seed"],
-        "max_prompt_length": data["max_prompt_length"],
-        "max_response_length": data["max_response_length"],
-        "instruction": distill["summary_instruction"] if distill["summarize_solutions"] else "",
-        "kv_cache_mib": tree["actor_rollout_ref"]["rollout"]["kv_cache_mib"],
-        "deadline_s": tree["trainer"]["deadline_s"],
-        "enable_thinking": data["apply_chat_template_kwargs"].get("enable_thinking", False),
+        "n": rollout.val_kwargs.n,
+        "temperature": rollout.val_kwargs.temperature,
+        "top_p": rollout.val_kwargs.top_p,
+        "seed": data.seed,
+        "max_prompt_length": data.max_prompt_length,
+        "max_response_length": data.max_response_length,
+        "instruction": summary_instruction(trained),
+        "kv_cache_mib": rollout.kv_cache_mib,
+        "deadline_s": trained.trainer.deadline_s,
+        "template_arguments": data.apply_chat_template_kwargs,
     }
+    if (thinking := given.pop("enable_thinking", None)) is not None:
+        by_default["template_arguments"] = {**data.apply_chat_template_kwargs, "enable_thinking": thinking == "true"}
     try:
         return TypeAdapter(Evaluation).validate_python({**by_default, **given, "model": str(model)})
     except ValidationError as error:
@@ -128,7 +131,7 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
     """
     if not (Path(asked.model) / "config.json").is_file():
         raise BadInputError([f"model={asked.model}: no config.json; it must be a Hugging Face model folder"])
-    renderer = Renderer(load_tokenizer("model", asked.model), {"enable_thinking": asked.enable_thinking})
+    renderer = Renderer(load_tokenizer("model", asked.model), asked.template_arguments)
     prompts = load(
         asked.data,
         "data",

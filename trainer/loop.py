@@ -75,5 +75,6 @@ def train(parts: Parts) -> None:
         if parts.schedule.saves(step):
             with clock.turn("save"):
                 parts.save(step)
-        parts.journal.rollouts(step, groups, contexts, learned.divergences)
+        with clock.turn("remember"):
+            parts.journal.rollouts(step, groups, contexts, learned.divergences)
         parts.journal.remember(step, metrics, clock.total())

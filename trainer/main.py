@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from trainer.config.compose import Resolved, as_yaml, contradictions, resolve
+from trainer.config.compose import METHODS, Resolved, as_yaml, contradictions, resolve
 from trainer.display import open_screen
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
 
@@ -22,7 +22,7 @@ from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m trainer.main", description="Trains one run.")
-    parser.add_argument("--config-name", default="mopd", help="the method: mopd, sdpo or grpo")
+    parser.add_argument("--config-name", default="mopd", help=f"the method: {', '.join(METHODS)}")
     parser.add_argument("--cfg", choices=["job"], help="prints the resolved configuration and stops")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of docs/configuration.md")
     return parser.parse_args(argv)

@@ -191,8 +191,8 @@ def sampled_token_part(scored: Scored, settings: LossSettings, denominator: floa
 
 def policy_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
     """Policy gradient on group-relative rewards."""
-    # DPPO measures how far the policy is from the one that sampled, and needs no further correction.
-    anchored = settings.method.loss == "dppo"
+    # DPPO and DRPO measure how far the policy is from the one that sampled, and need no further correction.
+    anchored = settings.method.loss in ("dppo", "drpo")
     loss = POLICY_LOSSES[settings.method.loss](
         scored.logprobs,
         scored.targets.sampler_logprobs if anchored else scored.old_logprobs,

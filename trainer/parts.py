@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mopd.advantages import overlong_penalty
-from mopd.credit import CreditSettings, group_ids_N, rewards_N, token_streams
+from mopd.credit import CreditSettings, group_ids_N, shaped_rewards_N, token_streams
 from mopd.horizon import Horizon
 from mopd.methods import Method
 from mopd.steps import step_ids
@@ -45,11 +45,8 @@ class Sizes:
     """Prompts of a step."""
     rollouts: int
     """Rollouts per prompt."""
-    success_threshold: float
     shuffle: bool
     seed: int
-    overlong_buffer: int
-    """Tokens before the limit over which a reward falls; 0: none."""
     step_separator: str | None
     """Text between reasoning steps, where losses are averaged over them."""
 
@@ -85,23 +82,14 @@ class Parts:
         return self.sampler.sample(asked, sizes.rollouts, replace(self.sampling, max_tokens=limit), [step])
 
     def verify(self, groups: Sequence[Group], step: int) -> tuple[Group, ...]:
-        """The groups with outcomes. A response that the horizon cut has no verdict; a long one may lose reward."""
-        limit = self.horizon(step - 1)
-        cut = limit < self.sampling.max_tokens
+        """The groups with outcomes. A response that a horizon cut short has no verdict."""
         verified = self.verifier.verify(groups)
+        if self.horizon(step - 1) >= self.sampling.max_tokens:
+            return verified
         return tuple(
-            replace(group, outcomes=tuple(self.judged(*pair, limit, cut) for pair in paired(group)))
+            replace(group, outcomes=tuple(without_verdict_if_cut(*pair) for pair in paired(group)))
             for group in verified
         )
-
-    def judged(self, rollout: Rollout, outcome: Outcome, limit: int, cut: bool) -> Outcome:
-        """The outcome of a rollout under a limit of tokens; `cut` where the limit is that of a horizon."""
-        if cut and rollout.finish_reason == "length":
-            return Outcome.unknown("cut by the rollout horizon")
-        if not self.sizes.overlong_buffer or outcome.reward is None:
-            return outcome
-        penalty = overlong_penalty(len(rollout.token_ids), limit, self.sizes.overlong_buffer)
-        return replace(outcome, reward=outcome.reward + penalty)
 
     def learn(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Learned:
         """One update of student and teacher."""
@@ -122,7 +110,7 @@ class Parts:
         self, groups: Sequence[Group], contexts: Sequence[Context], streams: Sequence[TokenStreams]
     ) -> list[Sample]:
         """The step's rollouts as the actor sees them, in sampling order."""
-        rewards, numbers = rewards_N(groups), group_ids_N(groups)
+        rewards, numbers = shaped_rewards_N(groups, self.credit), group_ids_N(groups)
         return [
             Sample(
                 index=index,
@@ -149,15 +137,23 @@ class Parts:
         """Gives the sampler the new weights, and compares both sides' log-probs of this step's tokens."""
         whole = [np.concatenate([group.prompt_ids, group.rollouts[0].token_ids]) for group in groups[:PROVED_ROLLOUTS]]
         # The sampler must have room for one token more than it scores.
-        return self.sampler.publish(step, [tokens[: min(PROVED_TOKENS, len(tokens) - 1)] for tokens in whole])
+        return self.sampler.publish(step, [tokens[-PROVED_TOKENS - 1 : -1] for tokens in whole])
 
     def validate(self, *, step: int) -> dict[str, float]:
         """Held-out quality of the published weights."""
         return self.validator(step=step)
 
     def save(self, step: int) -> None:
-        """Keeps the student's weights."""
-        self.policy.save(str(self.journal.folders.checkpoints / f"step_{step}"))
+        """Keeps the student's weights, and beside them the settings that they were trained with."""
+        folders = self.journal.folders
+        checkpoint = folders.checkpoints / f"step_{step}"
+        self.policy.save(str(checkpoint))
+        shutil.copy(folders.output / "config.yaml", checkpoint)
+
+
+def without_verdict_if_cut(rollout: Rollout, outcome: Outcome) -> Outcome:
+    """The outcome of a rollout under a horizon shorter than the longest response."""
+    return Outcome.unknown("cut by the rollout horizon") if rollout.finish_reason == "length" else outcome
 
 
 def paired(group: Group) -> Iterator[tuple[Rollout, Outcome]]:

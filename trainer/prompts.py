@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
+from mopd.rewards import VERIFIERS, check_ground_truth
 from mopd.summaries import with_summary_instruction
 from mopd.types import IntArray, Message, Prompt
 from trainer.errors import BadInputError
@@ -154,16 +155,22 @@ def how_to_make(file: Path) -> str:
 
 def to_prompt(number: int, row: Mapping[str, Any]) -> Prompt | BadRowError:
     """One row as a prompt, or what is wrong with it."""
-    messages = row["prompt"]
-    truth = (row["reward_model"] or {}).get("ground_truth")
-    extra = row.get("extra_info") or {}
-    if not messages or messages[-1].get("role") != "user" or not messages[-1].get("content"):
-        return BadRowError(f"row {number}: prompt={messages!r:.80} must end with a user message")
+    messages, verdict, extra = row["prompt"], row["reward_model"], row.get("extra_info") or {}
+    listed = isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)
+    if not listed or messages[-1].get("role") != "user" or not messages[-1].get("content"):
+        return BadRowError(f"row {number}: prompt={messages!r:.80} must be messages that end with a user's")
+    truth = verdict.get("ground_truth") if isinstance(verdict, dict) else None
     if truth is None or not str(truth).strip():
-        return BadRowError(f"row {number}: reward_model.ground_truth={truth!r} must not be empty")
+        return BadRowError(f"row {number}: reward_model={verdict!r:.80} must hold a ground_truth that is not empty")
     if not row["data_source"]:
         return BadRowError(f"row {number}: data_source={row['data_source']!r} must name a verifier")
-    prompt_id = str(extra.get("index") or number)
+    try:
+        if row["data_source"] in VERIFIERS:
+            check_ground_truth(row["data_source"], str(truth))
+    except ValueError as error:
+        return BadRowError(f"row {number}: reward_model.ground_truth={truth!r:.80}: {error}")
+    index = extra.get("index")
+    prompt_id = str(number if index in (None, "") else index)
     return Prompt(prompt_id, tuple(messages), row["data_source"], str(truth), extra)
 
 

@@ -19,6 +19,8 @@ from trainer.workers.sampler_types import Request, Response, SamplingSettings
 
 log = logging.getLogger("mopd")
 
+ANSWER_S = 10.0
+"""How long a sampler that is suspected dead has to answer."""
 MAX_RESTARTS = 3
 """How often in a run a sampler that died is replaced."""
 
@@ -236,11 +238,19 @@ class Sampling:
                 self.ready()
                 return ask()
             except cluster.WorkerDiedError as error:
-                if self.restarts == MAX_RESTARTS:
+                if self.restarts == MAX_RESTARTS or self.lives():
                     raise
                 self.restarts += 1
                 log.warning("the sampler died; starting another (%d of %d): %s", self.restarts, MAX_RESTARTS, error)
                 self.worker, self.connected = self.spawn(), False
+
+    def lives(self) -> bool:
+        """Whether the sampler answers: then it was another worker that died."""
+        try:
+            cluster.gather([self.worker.describe.remote()], "asking the sampler", ANSWER_S)
+        except cluster.WorkerError:
+            return False
+        return True
 
     def ready(self) -> None:
         """Connects a new sampler; one that took another's place gets the current weights before it serves."""

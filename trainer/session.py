@@ -111,7 +111,12 @@ def fresh(folder: Path) -> Path:
 def finished_steps(output: Path) -> int | None:
     """The last step of the run that `output` holds; None where there is none."""
     metrics = output / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    # A line without its end was cut off while it was written.
+    lines = (
+        [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if metrics.is_file()
+        else []
+    )
     return int(json.loads(lines[-1])["step"]) if lines else None
 
 

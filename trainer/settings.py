@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from mopd.contexts import ContextSettings
 from mopd.credit import CreditSettings
 from mopd.horizon import Constant, Horizon, LinearStep, Ratio
 from mopd.methods import Method, method_of
 from trainer.config.schema import Config
 from trainer.objectives import LossSettings
 from trainer.workers.policy import OptimSettings, TeacherSettings
-
-
-def context_settings(config: Config) -> ContextSettings:
-    """The published switches and templates."""
-    distill = config.actor_rollout_ref.actor.self_distillation
-    return ContextSettings(**{name: getattr(distill, name) for name in ContextSettings.__dataclass_fields__})
 
 
 def method_settings(config: Config) -> Method:
@@ -64,6 +57,8 @@ def credit_settings(config: Config) -> CreditSettings:
         normalize_by_std=config.algorithm.norm_adv_by_std_in_grpo,
         dynamic_sampling=config.algorithm.filter_groups,
         success_threshold=config.actor_rollout_ref.actor.policy_loss.sft_success_threshold,
+        overlong_buffer=config.algorithm.overlong_buffer,
+        max_response_length=config.data.max_response_length,
     )
 
 

@@ -264,7 +264,9 @@ class Journal:
             for index, (group, rollout, outcome) in enumerate(every_rollout(groups)):
                 line = described(self.renderer, step, group, rollout, outcome) | context_fields(contexts[index])
                 if index in divergences:
-                    line["divergence"] = [round(float(value), 6) for value in divergences[index]]
+                    line["divergence"] = [
+                        round(float(value), 6) if math.isfinite(value) else None for value in divergences[index]
+                    ]
                 write_line(file, line)
         self.response_tokens = sum(len(rollout.token_ids) for _, rollout, _ in every_rollout(groups))
 

@@ -58,8 +58,7 @@ class Case:
 CASES = {
     "peers": Case(
         "mopd",
-        SHORT
-        | {
+        {
             f"{DISTILL}.{key}": value
             for key, value in {
                 "peer_policy": "shortest",
@@ -171,7 +170,8 @@ CASES = {
     ),
     "reference": Case(
         "opsd",
-        {
+        SHORT
+        | {
             f"{ROLLOUT}.horizon.kind": "ratio",
             f"{ROLLOUT}.horizon.ratio": "0.25",
             "trainer.output_dir": "null",

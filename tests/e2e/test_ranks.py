@@ -179,3 +179,15 @@ def test_the_teacher_follows_the_student_by_its_rate(ray: None) -> None:
     teacher = cluster.gather([worker.teacher_weights.remote()], "weights", DEADLINE_S)[0]
     for name, weight in teacher.items():
         np.testing.assert_allclose(weight, 0.5 * before[name] + 0.5 * student[name], atol=1e-6)
+
+
+def test_the_reference_of_dpo_stays_the_initial_model(ray: None) -> None:
+    [worker] = actors(1, "dpo")
+    before = cluster.gather([worker.teacher_weights.remote()], "weights", DEADLINE_S)[0]
+    plans = plans_of(ragged_samples(8), 1, 100_000, "dpo")
+    [update] = cluster.gather([worker.update.remote(plans, 1, frozenset())], "updating", DEADLINE_S)
+    assert update.gradient_norms[0] > 0
+    student = cluster.gather([worker.weights.remote()], "weights", DEADLINE_S)[0]
+    reference = cluster.gather([worker.teacher_weights.remote()], "weights", DEADLINE_S)[0]
+    assert all((before[name] == reference[name]).all() for name in before)
+    assert any((student[name] != reference[name]).any() for name in before)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from mopd.horizon import HORIZONS, Constant, LinearStep, Ratio, first_tokens
+from mopd.horizon import Constant, LinearStep, Ratio
 
 
 def test_a_constant_horizon_is_its_maximum() -> None:
@@ -36,10 +35,6 @@ def test_a_ratio_is_rounded_up_and_the_same_at_every_update(ratio: float, maximu
     assert {Ratio(ratio, maximum)(updates) for updates in (0, 5, 500)} == {expected}
 
 
-def test_horizons_by_name() -> None:
-    assert HORIZONS["const"](8)(3) == HORIZONS["ratio"](0.5, 16)(3) == HORIZONS["linear-step"](4, 4, 3, 16)(3) == 8
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -55,21 +50,11 @@ def test_horizons_by_name() -> None:
         (lambda: Ratio(1.01, 8), "ratio is 1.01"),
         (lambda: Ratio(float("nan"), 8), "ratio is nan"),
         (lambda: Ratio(0.5, 0), "maximum is 0"),
-        (lambda: first_tokens(np.ones(3, dtype=np.float32), 0), "horizon is 0"),
     ],
 )
 def test_impossible_horizons_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_a_loss_horizon_keeps_the_first_sampled_tokens() -> None:
-    mask = np.array([[1, 0, 1, 1, 1], [0, 0.5, 1, 0, 0]], dtype=np.float32)
-    kept = first_tokens(mask, 2)
-    assert kept.tolist() == [[1, 0, 1, 0, 0], [0, 0.5, 1, 0, 0]]
-    assert kept.dtype == np.float32
-    assert first_tokens(mask, 9).tolist() == mask.tolist()
-    assert first_tokens(mask[0], 1).tolist() == [1, 0, 0, 0, 0]
 
 
 def test_horizons_and_steps_import_no_torch() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mopd.importance import correction_metrics, ratio, truncated_sequence_weights, truncated_weights
+from mopd.importance import ratio, truncated_sequence_weights, truncated_weights
 
 LOGPROBS = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, -0.1, -1.0]])
 BEHAVIOUR = torch.tensor([[-1.5, -1.0, -0.5], [-6.0, -0.1, -2.0]])
@@ -46,22 +46,6 @@ def test_sequence_weight_is_the_product_of_unmasked_ratios_at_every_token() -> N
     assert weights.shape == (2, 3)
     assert weights[0].tolist() == pytest.approx([math.exp(0.5 - 1.0)] * 3)
     assert weights[1].tolist() == pytest.approx([2.0] * 3)  # exp(1) is above the threshold
-
-
-def test_metrics_describe_unmasked_tokens_only() -> None:
-    weights = torch.tensor([[1.0, 2.0, 9.0], [0.5, 9.0, 9.0]])
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    metrics = correction_metrics(weights, LOGPROBS, BEHAVIOUR.masked_fill(mask == 0, math.nan), mask)
-    assert metrics["rollout_is_mean"] == pytest.approx(3.5 / 3)
-    assert (metrics["rollout_is_max"], metrics["rollout_is_min"]) == (2.0, 0.5)
-    assert metrics["rollout_is_eff_sample_size"] == pytest.approx(3.5**2 / (3 * (1 + 4 + 0.25)))
-    assert metrics["max_abs_logprob_difference"] == pytest.approx(3.0)
-
-
-def test_metrics_of_no_tokens_are_finite() -> None:
-    metrics = correction_metrics(LOGPROBS, LOGPROBS, BEHAVIOUR, torch.zeros(2, 3))
-    assert metrics["rollout_is_mean"] == metrics["rollout_is_eff_sample_size"] == 1.0
-    assert metrics["max_abs_logprob_difference"] == 0.0
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, math.nan])

@@ -15,12 +15,10 @@ from mopd.preference import (
     dpo_loss,
     dpo_rewards,
     pairwise_loss,
-    preference_metrics,
     preference_pairs,
     simpo_loss,
     simpo_rewards,
     verified_sft_loss,
-    verified_sft_metrics,
 )
 
 NAN = math.nan
@@ -165,18 +163,6 @@ def test_verified_sft_matches_plain_arithmetic() -> None:
     by_sum = sum(nll[b] for b in successes) / 3
     assert verified_sft_loss(new, SUCCESSES, MASK, length_normalize=False).item() == pytest.approx(by_sum)
     assert verified_sft_loss(new, SUCCESSES, MASK, denominator=6).item() == pytest.approx(by_mean / 2)
-    metrics = verified_sft_metrics(new, SUCCESSES, MASK)
-    assert metrics == {"num_success": 3.0, "frac_success": 3 / 7, "nll": pytest.approx(by_mean)}
-    assert verified_sft_metrics(new, SUCCESSES & False, MASK) == {"num_success": 0.0, "frac_success": 0.0}
-    assert verified_sft_metrics(new[:0], SUCCESSES[:0], MASK[:0]) == {"num_success": 0.0}
-
-
-def test_metrics_of_pairs() -> None:
-    pairs = torch.tensor(PAIRS)
-    metrics = preference_metrics(torch.tensor([1.0, 3.0, 0.5, NAN]), pairs)
-    assert metrics == {"num_pairs": 3.0, "accuracy": 1 / 3, "reward_margin": pytest.approx((-2 + 0.5 - 2.5) / 3)}
-    assert preference_metrics(torch.zeros(3), pairs)["accuracy"] == 0.0
-    assert preference_metrics(torch.ones(3), pairs[:0]) == {"num_pairs": 0.0}
 
 
 def test_a_response_without_tokens_is_worth_nothing() -> None:

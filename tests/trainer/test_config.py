@@ -54,7 +54,7 @@ def test_mopd_shows_two_successes_and_a_failure_always() -> None:
 
 def test_the_templates_of_the_files_are_those_of_the_method() -> None:
     from mopd.contexts import ContextSettings
-    from trainer.settings import context_settings
+    from trainer.config.compose import context_settings
 
     settings = context_settings(resolve("mopd", [], {}).config)
     assert settings == ContextSettings()
@@ -64,6 +64,7 @@ def test_methods_share_every_default_but_the_method_itself() -> None:
     trees = {method: resolve(method, ["profile=published"], {}).tree for method in METHODS}
     differing = {key for key, _, _ in leaves(Config) if len({str(lookup(tree, key)) for tree in trees.values()}) > 1}
     method_itself = (
+        *("clip_ratio_low", "clip_ratio_high", "loss_agg_mode"),  # GSPO's
         *("self_distillation.include_", "failure_solution_condition", "loss_mode", "teacher_regularization", ".view"),
         *("full_logit_distillation", ".alpha", "horizon."),
     )
@@ -147,7 +148,13 @@ DISTILL = "actor_rollout_ref.actor.self_distillation"
             + [f"{DISTILL}.include_{part}=false" for part in ("failure_solution", "environment_feedback")],
             "nothing to learn from",
         ),
-        ([f"{DISTILL}.summarize_solutions=true"], "takes the place of further peers"),
+        (
+            [f"{DISTILL}.summarize_solutions=true", f"{DISTILL}.include_another_solution=false"],
+            "replaces whole peers by summaries",
+        ),
+        ([f"{DISTILL}.solution_template=hello"], "solution_template"),
+        ([f"{DISTILL}.view=reference", f"{DISTILL}.include_primary_solution=false"], "would be left out"),
+        (["algorithm.overlong_buffer=8"], "learns from no reward"),
         ([f"{DISTILL}.view=prompt"], "set TEACHER_MODEL_PATH"),
         ([f"{DISTILL}.full_logit_distillation=false"], "set alpha=1"),
         (["actor_rollout_ref.ref.model.path=/m"], "never follows the student; set it to frozen"),
@@ -164,6 +171,8 @@ def test_shipped_methods_contradict_nothing_and_grpo_needs_no_view() -> None:
         assert contradictions(resolve(method, teacher, {}).config) == []
     assert contradictions(resolve("grpo", [f"{DISTILL}.max_reprompt_len=1"], {}).config) == []
     assert contradictions(resolve("grpo", ["actor_rollout_ref.rollout.n=1"], {}).config)
+    assert contradictions(resolve("grpo", ["actor_rollout_ref.ref.model.path=/m"], {}).config)
+    assert contradictions(resolve("dpo", ["reference_compat=true"], {}).config)
 
 
 @pytest.mark.parametrize("key", sorted(REASONS))

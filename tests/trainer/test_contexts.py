@@ -180,7 +180,7 @@ def test_a_long_prompt_may_lose_an_end_of_its_tokens_as_published(side: Any) -> 
 
 
 def test_a_long_prompt_may_be_refused_by_its_rollout() -> None:
-    with pytest.raises(ValueError, match="rollout u0 has .* over .*max_reprompt_len=50"):
+    with pytest.raises(ValueError, match=r"rollout u0 has .* over .*max_reprompt_len=50"):
         replace(BUILDER, max_prompt_length=50, truncation="error").build([LONG], 1)
     assert same(replace(BUILDER, truncation="error").build([LONG], 1), BUILDER.build([LONG], 1))
 
@@ -276,5 +276,8 @@ def test_reference_compat_cuts_on_the_right_and_takes_the_first() -> None:
     huge = group_of([RIGHT] * 3, ["a" * 3000, "b" * 3000, "c" * 3000], tokens=[3, 2, 1])
     assert builder.rule.policy == "first"
     assert builder.rule.published_order
-    for context in builder.build([huge], 1):
-        assert np.array_equal(ids(context), STUDENT.ids(str(context.text))[:2100])
+    whole = replace(builder, max_prompt_length=100_000)
+    for cut, context in zip(builder.build([huge], 1), whole.build([huge], 1), strict=True):
+        assert np.array_equal(ids(cut), ids(context)[:2100])
+        assert str(context.text).startswith(str(cut.text)), "what is recorded is what the teacher read"
+        assert len(str(cut.text)) == 2100

@@ -96,8 +96,8 @@ def test_lengths_beyond_the_model_are_refused(refuse: Refuse) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"reward_model": {"style": "rule", "ground_truth": None}}, "row 1: reward_model.ground_truth=None"),
-        ({"prompt": []}, "row 1: prompt=[] must end with a user message"),
+        ({"reward_model": {"style": "rule", "ground_truth": None}}, "'ground_truth': None} must hold a ground_truth"),
+        ({"prompt": []}, "row 1: prompt=[] must be messages that end with a user's"),
         ({"data_source": "chian"}, "data_source 'chian' has no verifier; known: chain, sciknoweval"),
     ],
 )

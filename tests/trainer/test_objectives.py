@@ -27,7 +27,6 @@ ACTOR = "actor_rollout_ref.actor"
 DISTILL = f"{ACTOR}.self_distillation"
 B, T, V = 6, 7, 12
 GROUPS = [0, 0, 0, 1, 1, 1]
-NONE: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,16 @@ def batch(seed: int = 0, *, steps: bool = False) -> Batch:
     tokens = torch.randint(0, V, (B, T), generator=rng)
     mask = (torch.arange(T) < torch.tensor([7, 3, 5, 1, 6, 4])[:, None]).double()
     old = losses.token_logprobs(student.detach() + 0.3 * normal(B, T, V), tokens)
+    step_ids = torch.where(mask > 0, torch.arange(T) // 2, -1)
+    step_ids[0, 6] = -1  # a token of no step is masked: otherwise steps change nothing
     targets = Targets(
         tokens=tokens,
         mask=mask,
         advantages=normal(B, 1).expand(B, T),
         sampler_logprobs=old + 0.2 * normal(B, T),
         old_logprobs=old,
-        step_ids=torch.where(mask > 0, torch.arange(T) // 2, -1) if steps else None,
-        rewards=torch.tensor([1.0, 0.0, 0.5, 1.0, NONE, 0.0]),
+        step_ids=step_ids if steps else None,
+        rewards=torch.tensor([1.0, 0.0, 0.5, 1.0, float("nan"), 0.0]),
         groups=GROUPS,
     )
     return Batch(student, normal(B, T, V), targets)
@@ -139,7 +140,7 @@ def by_sampled_token(given: Batch, denominator: float | None) -> Tensor:
 
 
 def by_policy(loss: Callable[..., Tensor], *, anchored: bool = False, **options: float) -> Direct:
-    """A policy loss; DPPO's anchor is the sampler, without weights."""
+    """A policy loss; DPPO and DRPO are anchored on the sampler, without weights."""
 
     def direct(given: Batch, denominator: float | None) -> Tensor:
         return loss(
@@ -158,13 +159,13 @@ def by_policy(loss: Callable[..., Tensor], *, anchored: bool = False, **options:
 
 def by_dpo(given: Batch, denominator: float | None) -> Tensor:
     reference = losses.token_logprobs(given.teacher, given.targets.tokens)
-    rewards, mask = given.targets.rewards, given.targets.mask
+    targets = given.targets
     return preference.dpo_loss(
         given.logprobs,
         reference,
-        rewards,
-        given.targets.groups,
-        mask,
+        targets.rewards,
+        targets.groups,
+        targets.mask,
         beta=0.1,
         label_smoothing=0.1,
         denominator=denominator,
@@ -201,7 +202,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Direct]] = {
     "vanilla": ("grpo", (), by_policy(losses.policy_gradient_loss, **CLIPS, clip_ratio_c=3.0)),
     "gspo": ("grpo", (f"{ACTOR}.policy_loss.loss_mode=gspo",), by_policy(policy_losses.gspo_loss, **CLIPS)),
     "dppo": ("dppo", (), by_policy(policy_losses.dppo_loss, anchored=True, delta_low=0.2, delta_high=0.2)),
-    "drpo": ("drpo", (), by_policy(policy_losses.drpo_loss, delta=0.2)),
+    "drpo": ("drpo", (), by_policy(policy_losses.drpo_loss, anchored=True, delta=0.2)),
     "dpo": ("dpo", (f"{ACTOR}.policy_loss.label_smoothing=0.1",), by_dpo),
     "simpo": ("simpo", (), by_simpo),
     "verified sft": ("verified_sft", (), by_likelihood),
@@ -257,9 +258,8 @@ def test_parts_add_up_to_the_whole(name: str, cut: list[list[int]]) -> None:
     total.backward()
     parts = [parted.rows(chosen) for chosen in cut]
     summed = sum(contribution(part.student, teacher_of(name, part), part.targets, settings, 9.0).loss for part in parts)
-    assert isinstance(summed, Tensor)
-    summed.backward()
     torch.testing.assert_close(summed, total, rtol=1e-12, atol=1e-12)
+    summed.backward()
     torch.testing.assert_close(parted.student.grad, whole.student.grad, rtol=1e-12, atol=1e-12)
 
 

@@ -30,7 +30,10 @@ class Words:
 RENDERER = Renderer(Words(), {})
 
 
-def row(content: str = "calc 1 + 2", truth: str | None = "3", source: str = "chain") -> dict[str, Any]:
+TRUTH = '{"steps": 1, "value": 3}'
+
+
+def row(content: str = "calc 1 + 2", truth: str | None = TRUTH, source: str = "chain") -> dict[str, Any]:
     return {
         "prompt": [{"role": "user", "content": content}],
         "data_source": source,
@@ -53,7 +56,7 @@ def refused(path: str, **options: Any) -> str:
 def test_a_row_becomes_a_prompt(tmp_path: Path) -> None:
     found = load(written(tmp_path / "a.parquet", [row()]), "k", RENDERER, max_prompt_length=100, drop_overlong=True)
     [prompt] = found.prompts
-    assert (prompt.prompt_id, prompt.ground_truth, prompt.data_source, found.dropped) == ("7", "3", "chain", 0)
+    assert (prompt.prompt_id, prompt.ground_truth, prompt.data_source, found.dropped) == ("7", TRUTH, "chain", 0)
     assert len(found.prompt_ids[0]) == 6
 
 
@@ -79,9 +82,21 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     assert "no column reward_model" in refused(written(tmp_path / "a.parquet", rows))
 
 
-@pytest.mark.parametrize("fault", [row(truth=None), row(truth=" "), row(content=""), row(source="")])
+@pytest.mark.parametrize("fault", [row(truth=None), row(truth=" "), row(truth="3"), row(content=""), row(source="")])
 def test_a_row_that_is_no_task_is_named_by_its_number(tmp_path: Path, fault: dict[str, Any]) -> None:
     assert "row 1:" in refused(written(tmp_path / "a.parquet", [row(), fault]))
+
+
+def test_a_row_index_of_zero_is_an_index(tmp_path: Path) -> None:
+    rows = [row(), row(), row()]
+    rows[1]["extra_info"]["index"], rows[2]["extra_info"]["index"] = "0", ""
+    found = load(written(tmp_path / "a.parquet", rows), "k", RENDERER, max_prompt_length=100, drop_overlong=True)
+    assert [prompt.prompt_id for prompt in found.prompts] == ["7", "0", "2"]
+
+
+def test_a_prompt_that_is_text_is_refused(tmp_path: Path) -> None:
+    assert "must be messages" in refused(written(tmp_path / "a.parquet", [{**row(), "prompt": "calc 1 + 2"}]))
+    assert "must hold a ground_truth" in refused(written(tmp_path / "b.parquet", [{**row(), "reward_model": "3"}]))
 
 
 def test_an_epoch_meets_every_row_once_and_the_next_in_another_order() -> None:

@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from mopd.contexts import ContextSettings
 from mopd.methods import METHODS as LOSS_MODES
+from mopd.summaries import summary_conflicts
 from trainer.config import flags
 from trainer.config.published import REASONS
 from trainer.config.schema import Actor, Config
@@ -23,7 +25,21 @@ from trainer.errors import BadInputError
 
 FOLDER = Path(__file__).resolve().parent
 PROJECT = FOLDER.parent.parent
-METHODS = ("mopd", "sdpo", "grpo", "ts_sdpo", "dpo", "simpo", "verified_sft", "opsd", "opd", "topd", "dppo", "drpo")
+METHODS = (
+    "mopd",
+    "sdpo",
+    "grpo",
+    "ts_sdpo",
+    "dpo",
+    "simpo",
+    "verified_sft",
+    "opsd",
+    "opd",
+    "topd",
+    "gspo",
+    "dppo",
+    "drpo",
+)
 REFERENCE = "; docs/configuration.md lists the keys"
 MODEL_KEY = "actor_rollout_ref.model.path"
 DISTILL = "actor_rollout_ref.actor.self_distillation"
@@ -159,7 +175,8 @@ def missing_files(named: Mapping[str, Any]) -> list[str]:
 def contradictions(config: Config) -> list[str]:
     """Sentences for combinations of valid values that cannot be run."""
     actor = config.actor_rollout_ref.actor
-    return [*length_faults(config), *batch_faults(config), *(view_faults(config) if distils(actor) else [])]
+    views = view_faults(config) if distils(actor) else teacherless_faults(config)
+    return [*length_faults(config), *batch_faults(config), *views]
 
 
 def distils(actor: Actor) -> bool:
@@ -186,14 +203,33 @@ def batch_faults(config: Config) -> list[str]:
 
 def length_faults(config: Config) -> list[str]:
     """Lengths that exclude each other."""
-    data, rollout = config.data, config.actor_rollout_ref.rollout
+    data, rollout, buffer = config.data, config.actor_rollout_ref.rollout, config.algorithm.overlong_buffer
     longest = data.max_prompt_length + data.max_response_length
-    if rollout.max_model_len is None or rollout.max_model_len >= longest:
-        return []
-    return [
-        f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is below data.max_prompt_length + "
-        f"data.max_response_length = {longest}; raise it, or set it to null"
-    ]
+    faults = []
+    if rollout.max_model_len is not None and rollout.max_model_len < longest:
+        faults.append(
+            f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is below data.max_prompt_length + "
+            f"data.max_response_length = {longest}; raise it, or set it to null"
+        )
+    if buffer > data.max_response_length:
+        faults.append(
+            f"algorithm.overlong_buffer={buffer} is above data.max_response_length={data.max_response_length}; lower it"
+        )
+    return faults
+
+
+def teacherless_faults(config: Config) -> list[str]:
+    """Settings that a method without a teacher would ignore or misread."""
+    loss_mode, other = config.actor_rollout_ref.actor.policy_loss.loss_mode, config.actor_rollout_ref.ref.model.path
+    faults = []
+    if other is not None:
+        faults.append(
+            f"actor_rollout_ref.ref.model.path={other}: the loss {loss_mode} asks no teacher; leave TEACHER_MODEL_PATH "
+            f"unset"
+        )
+    if config.reference_compat and LOSS_MODES[loss_mode].signal != "policy":
+        faults.append(f"reference_compat=true: not offered for the loss {loss_mode}; set it to false")
+    return faults
 
 
 def view_faults(config: Config) -> list[str]:
@@ -209,6 +245,16 @@ def view_faults(config: Config) -> list[str]:
         faults.append(
             f"{DISTILL}.alpha={distill.alpha:g}: without full_logit_distillation only the reverse divergence can be "
             f"estimated; set alpha=1"
+        )
+    if distill.view == "reference" and not distill.include_primary_solution:
+        faults.append(
+            f"{DISTILL}.include_primary_solution=false: with view=reference it is the reference solution that would be "
+            f"left out; set it to true"
+        )
+    if config.algorithm.overlong_buffer:
+        faults.append(
+            f"algorithm.overlong_buffer={config.algorithm.overlong_buffer}: the loss "
+            f"{config.actor_rollout_ref.actor.policy_loss.loss_mode} learns from no reward; set it to 0"
         )
     if distill.view == "peers":
         faults += peer_faults(config)
@@ -236,17 +282,21 @@ def peer_faults(config: Config) -> list[str]:
             f"{DISTILL}.max_reprompt_len={distill.max_reprompt_len} leaves no room for peers beside a prompt of "
             f"data.max_prompt_length={config.data.max_prompt_length}; raise it (published: 10240)"
         )
-    if distill.summarize_solutions and distill.peer_control_mode != "none":
-        faults.append(
-            f"{DISTILL}.peer_control_mode={distill.peer_control_mode} takes the place of summaries; set "
-            f"summarize_solutions=false"
-        )
-    if distill.summarize_solutions and (distill.include_another_solution or distill.include_failure_solution):
-        faults.append(
-            f"{DISTILL}.summarize_solutions=true takes the place of further peers; set include_another_solution=false "
-            f"and include_failure_solution=false"
-        )
-    return faults
+    try:
+        settings = context_settings(config)
+    except ValueError as error:
+        return [*faults, str(error)]
+    return [*faults, *summary_conflicts(settings, distill.peer_control_mode)]
+
+
+def context_settings(config: Config) -> ContextSettings:
+    """The published switches and templates.
+
+    Raises:
+        ValueError: a template lacks a field it needs, or names one that is not there.
+    """
+    distill = config.actor_rollout_ref.actor.self_distillation
+    return ContextSettings(**{name: getattr(distill, name) for name in ContextSettings.__dataclass_fields__})
 
 
 def teacher_faults(config: Config) -> list[str]:

@@ -121,10 +121,12 @@ class PolicyWorker:
                 gradient_checkpointing=checkpointing,
             )
 
+        method = self.loss.method
         self.student = build(self.model_path, self.gradient_checkpointing).train()
-        asked = (self.loss.method.distils and self.teaching.kind != "live") or self.loss.method.has_reference
-        source = self.teaching.model_path or self.model_path
-        self.teacher = build(source, False).eval().requires_grad_(False) if asked else None
+        # A reference is the initial model whoever teaches; a live teacher is the student itself.
+        asked = method.has_reference or (method.distils and self.teaching.kind != "live")
+        source = self.teaching.model_path if method.distils else None
+        self.teacher = build(source or self.model_path, False).eval().requires_grad_(False) if asked else None
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=self.optim.lr,
@@ -211,7 +213,8 @@ class PolicyWorker:
             else:
                 skipped += 1
             self.optimizer.zero_grad(set_to_none=True)
-        if self.teacher is not None and self.teaching.kind == "ema" and len(norms) > skipped:
+        follows = self.loss.method.distils and self.teaching.kind == "ema"
+        if self.teacher is not None and follows and len(norms) > skipped:
             ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teaching.rate)
         seconds = time.perf_counter() - started
         return Update(meter, self.loss_sum, tuple(norms), skipped, divergences, self.tokens_forwarded, seconds)
