@@ -127,7 +127,7 @@ class ContextBuilder:
 
     def metrics(self, views: Sequence[View], groups: Sequence[Group]) -> dict[str, float]:
         """What the teachers of a step were shown, under published names."""
-        if self.kind != "peers":
+        if self.kind == "prompt":
             usable = sum(view.usable for view in views) / max(1, len(views))
             return {"self_distillation/reprompt_sample_fraction": usable}
         threshold = self.rule.success_threshold

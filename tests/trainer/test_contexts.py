@@ -255,12 +255,18 @@ def test_mopd_with_one_success_and_no_failure_is_sdpo_without_feedback(policy: s
     assert not same(built("mopd", more, chosen), built("sdpo", more, chosen)), "else they differ"
 
 
-@pytest.mark.parametrize("kind", ["prompt", "reference"])
-def test_views_without_peers_report_how_many_are_usable(kind: Any) -> None:
-    builder = replace(BUILDER, kind=kind)
+def test_a_teacher_on_the_students_prompt_reports_only_that_all_views_are_usable() -> None:
+    builder = replace(BUILDER, kind="prompt")
     views = [context.view for context in builder.build(STEP, 1)]
-    share = 1.0 if kind == "prompt" else 0.0
-    assert builder.metrics(views, STEP) == {"self_distillation/reprompt_sample_fraction": share}
+    assert builder.metrics(views, STEP) == {"self_distillation/reprompt_sample_fraction": 1.0}
+
+
+def test_a_row_without_a_reference_solution_is_a_counted_fallback() -> None:
+    builder = replace(BUILDER, kind="reference")
+    views = [context.view for context in builder.build(STEP, 1)]
+    found = builder.metrics(views, STEP)
+    assert found["self_distillation/reprompt_sample_fraction"] == 0.0
+    assert found["self_distillation/fallback_primary_count"] == len(views)
 
 
 def test_an_unknown_outcome_is_no_failed_peer() -> None:
