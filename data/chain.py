@@ -232,7 +232,12 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=96, help="number of held-out prompts")
     parser.add_argument("--seed", type=int, default=0, help="draws the prompts")
     arguments = parser.parse_args()
-    write_splits(arguments.output, arguments.train, arguments.test, arguments.seed)
+    if min(arguments.train, arguments.test) < 1:
+        parser.error(f"--train {arguments.train} --test {arguments.test}: each split needs at least one prompt")
+    try:
+        write_splits(arguments.output, arguments.train, arguments.test, arguments.seed)
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot write to {arguments.output}: {error}")
     print(f"wrote {arguments.train} training and {arguments.test} held-out prompts to {arguments.output}")
 
 

@@ -48,10 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Converts train.json and test.json to parquet.")
     parser.add_argument("--data_source", type=Path, required=True, help="folder with train.json and test.json")
     parser.add_argument("--output", type=Path, help="folder for the parquet files; default: the same")
+    parser.add_argument("--missing", action="store_true", help="leaves parquet files that are there as they are")
     arguments = parser.parse_args(argv)
     output: Path = arguments.output or arguments.data_source
     try:
-        tables = convert(arguments.data_source)
+        there = [split for split in SPLITS if arguments.missing and (output / f"{split}.parquet").exists()]
+        tables = convert(arguments.data_source, [split for split in SPLITS if split not in there])
         write_all(tables, output)
     except BadInput as error:
         print(error, file=sys.stderr)
@@ -64,15 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def convert(folder: Path) -> dict[str, pa.Table]:
-    """The table of each split of the records in `folder`.
+def convert(folder: Path, splits: Sequence[str] = SPLITS) -> dict[str, pa.Table]:
+    """The table of each of `splits` of the records in `folder`.
 
     Raises:
         BadInput: a file is missing, unreadable or empty, or a record is malformed.
     """
     problems: list[str] = []
     records: dict[str, list[Record]] = {}
-    for split in SPLITS:
+    for split in splits:
         path = folder / f"{split}.json"
         values = _read(path, problems)
         problems += [f"{path}:{line}: {problem}" for line, value in values for problem in complaints(value)]

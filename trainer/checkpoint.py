@@ -23,12 +23,18 @@ def save_hf(model: Any, weights: Mapping[str, Tensor], source: str, folder: str)
     aside = final.with_name(f".{final.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     inner = aside / "hf"
-    inner.mkdir(parents=True)
-    model.config.save_pretrained(inner)
-    if model.can_generate():
-        model.generation_config.save_pretrained(inner)
-    save_file(dict(weights), inner / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(source).save_pretrained(inner)
+    try:
+        inner.mkdir(parents=True)
+        model.config.save_pretrained(inner)
+        if model.can_generate():
+            model.generation_config.save_pretrained(inner)
+        save_file(dict(weights), inner / "model.safetensors", metadata={"format": "pt"})
+        # The library makes a file for its owner alone; colleagues read checkpoints.
+        (inner / "model.safetensors").chmod((inner / "config.json").stat().st_mode)
+        AutoTokenizer.from_pretrained(source).save_pretrained(inner)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     if final.exists():
         shutil.rmtree(final)
     os.replace(aside, final)

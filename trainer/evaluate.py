@@ -27,6 +27,7 @@ from trainer.assemble import Placement, place_sampler, worker_environment
 from trainer.config.compose import PROJECT, nearest, read_yaml, resolve
 from trainer.config.schema import STRICT, Config
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
+from trainer.folders import fresh
 from trainer.inputs import load_tokenizer, summary_instruction, unknown_sources
 from trainer.prompts import Renderer, load
 from trainer.services import StandingSampling, Verification
@@ -67,7 +68,11 @@ def run_configuration(model: Path) -> Config:
     """The configuration that a checkpoint was trained with; the defaults for any other model."""
     beside = model.resolve().parent / "config.yaml"
     if model.name == "hf" and beside.is_file():
-        return TypeAdapter(Config).validate_python(read_yaml(beside))
+        try:
+            return TypeAdapter(Config).validate_python(read_yaml(beside))
+        except (ValueError, BadInputError) as error:
+            first = str(error).splitlines()[0]
+            raise BadInputError([f"model={model}: {beside} is not the config.yaml of a run ({first})"]) from None
     embedded = model.resolve() == PROJECT / "datasets" / "chain" / "model"
     return resolve("mopd", [f"profile={'embedded' if embedded else 'published'}"], {}).config
 
@@ -102,7 +107,7 @@ def settings_of(arguments: Sequence[str]) -> Evaluation:
     data, rollout = trained.data, trained.actor_rollout_ref.rollout
     by_default = {
         "data": data.val_files,
-        "output": "outputs/evaluation",
+        "output": str(fresh(Path("outputs") / "evaluation")),
         "n": rollout.val_kwargs.n,
         "temperature": rollout.val_kwargs.temperature,
         "top_p": rollout.val_kwargs.top_p,
@@ -129,8 +134,12 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
     Raises:
         BadInputError: model or data cannot be used; before anything is started.
     """
+    if not Path(asked.model).is_dir():
+        raise BadInputError([f"model={asked.model}: no such folder; name a model's, or checkpoints/step_N of a run"])
     if not (Path(asked.model) / "config.json").is_file():
-        raise BadInputError([f"model={asked.model}: no config.json; it must be a Hugging Face model folder"])
+        raise BadInputError(
+            [f"model={asked.model}: has no config.json; name a model's folder, or checkpoints/step_N of a run"]
+        )
     renderer = Renderer(load_tokenizer("model", asked.model), asked.template_arguments)
     prompts = load(
         asked.data,
@@ -143,7 +152,10 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
     if faults := unknown_sources("data", asked.data, prompts):
         raise BadInputError(faults)
     output = Path(asked.output)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError([f"output={asked.output}: cannot be made ({error.strerror}); name another"]) from None
     placement = Placement("cuda" if torch.cuda.device_count() else "cpu", 1)
 
     def record(step: int, groups: Sequence[Group]) -> None:
@@ -193,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, errors = Console(), Console(stderr=True)
     try:
         asked = settings_of(sys.argv[1:] if argv is None else argv)
+        console.print(f"evaluating {asked.model} on {asked.data}, {asked.n} responses each ...", soft_wrap=True)
         figures = evaluate(asked)
         result = {"settings": TypeAdapter(Evaluation).dump_python(asked), "metrics": figures}
         results = Path(asked.output) / "results.json"

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mopd.rewards import VERIFIERS
 from mopd.teacher import check_vocabulary
@@ -104,17 +106,29 @@ def model_faults(config: Config, name: str, path: str) -> list[str]:
     """Sentences for a model folder that cannot be a model, or that is too short for the lengths asked."""
     key, folder = f"{name}={path}", Path(path)
     if not folder.is_dir():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not os.environ.get("HF_HUB_OFFLINE"):
-            return []  # a name on the model hub
-        return [f"{key}: no such folder; it must be a Hugging Face model folder ({FLAG_OF[name]})"]
+        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path)
+        fetch = f"; to fetch it from the hub: hf download {path} --local-dir FOLDER" if hub else ""
+        return [f"{key}: no such folder; it must be a Hugging Face model folder ({FLAG_OF[name]}){fetch}"]
     try:
-        described: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        described: Any = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         return [f"{key}: the folder has no config.json; it must be a Hugging Face model folder ({FLAG_OF[name]})"]
     except (OSError, ValueError) as error:
         return [f"{key}: its config.json cannot be read ({error})"]
-    if not any(folder.glob("*.safetensors")):
+    except RecursionError:
+        return [f"{key}: its config.json cannot be read (nested too deeply)"]
+    if not isinstance(described, dict):
+        return [f"{key}: its config.json must be an object; got {type(described).__name__}"]
+    if described.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or described.get("is_encoder_decoder"):
+        return [f"{key}: model_type={described.get('model_type')!r} is no causal language model"]
+    if not (weights := sorted(folder.glob("*.safetensors"))):
         return [f"{key}: the folder has no weights (*.safetensors)"]
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return [f"{key}: {file.name} cannot be read ({error})"]
     most, wanted = described.get("max_position_embeddings"), longest_sequence(config)
     if isinstance(most, int) and wanted > most:
         return [
@@ -129,7 +143,7 @@ def longest_sequence(config: Config) -> int:
     data, distill = config.data, config.actor_rollout_ref.actor.self_distillation
     reprompts = distils(config.actor_rollout_ref.actor) and distill.view != "prompt"
     prompt = max(data.max_prompt_length, distill.max_reprompt_len if reprompts else 0)
-    return prompt + data.max_response_length
+    return max(prompt + data.max_response_length, config.actor_rollout_ref.rollout.max_model_len or 0)
 
 
 def load_renderers(config: Config) -> Renderers:
@@ -166,7 +180,7 @@ def load_tokenizer(name: str, path: str) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInputError([f"{name}={path}: no tokenizer could be loaded ({first_line})"]) from None
     if not tokenizer.chat_template:
@@ -209,7 +223,7 @@ def load_prompts(config: Config, renderer: Renderer) -> tuple[PromptSet, PromptS
                 f"lower TRAIN_BATCH_SIZE"
             )
     if problems:
-        raise BadInputError(problems)
+        raise BadInputError(list(dict.fromkeys(problems)))
     return sets[0][1], sets[1][1]
 
 
@@ -235,9 +249,10 @@ def convert_beside(file: Path) -> None:
         BadInputError: the conversion's own sentences.
     """
     script = PROJECT / "data" / "preprocess.py"
-    if file.exists() or not file.with_suffix(".json").is_file() or not script.is_file():
+    known = file.name in ("train.parquet", "test.parquet") and script.is_file()
+    if not known or os.path.lexists(file) or not file.with_suffix(".json").is_file():
         return
-    command = [sys.executable, str(script), "--data_source", str(file.parent)]
+    command = [sys.executable, str(script), "--missing", "--data_source", str(file.parent)]
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:

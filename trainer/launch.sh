@@ -241,6 +241,7 @@ mopd_options() { # ARGUMENT...: answers --help, refuses what nobody reads
         case $argument in
         -h | --help)
             mopd_help
+            [[ ${0##*/} != run_eval.sh ]] || exit 0
             printf '\nEnvironment flags, for instance TOTAL_STEPS=3 bash %s:\n' "${0##*/}"
             mapfile -t flags < <(sed -n 's/^|[^|]*| \([A-Z][A-Z_]*\) |.*/\1/p' "$MOPD_ROOT/docs/configuration.md")
             printf '  %s %s %s %s\n' "${flags[@]}"

@@ -72,9 +72,9 @@ def train(parts: Parts) -> None:
         if parts.schedule.validates(step):
             with clock.turn("validate"):
                 metrics |= parts.validate(step=step)
-        if parts.schedule.saves(step):
-            with clock.turn("save"):
-                parts.save(step)
         with clock.turn("remember"):
             parts.journal.rollouts(step, groups, contexts, learned.divergences)
         parts.journal.remember(step, metrics, clock.total())
+        if parts.schedule.saves(step):
+            with clock.turn("save"):
+                parts.save(step)

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -58,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config_name: str, resolved: Resolved) -> int:
     """Trains; heavy libraries are imported only after the configuration holds."""
-    with open_screen(sys.stdout, os.environ, steps="console" in resolved.config.trainer.logger) as screen:
+    with open_screen(
+        sys.stdout or io.StringIO(), os.environ, steps="console" in resolved.config.trainer.logger
+    ) as screen:
         screen.say(f"mopd: method {config_name}")
         for override in resolved.won:
             screen.say(f"  set {override}")

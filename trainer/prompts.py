@@ -100,7 +100,7 @@ def load(
         raise BadInputError(shown + more)
     good = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
     asked = [with_summary_instruction(prompt.messages, instruction) for prompt in good]
-    ids = [renderer.ids(renderer.text(messages)) for messages in asked]
+    ids = rendered(asked, renderer, f"{key}={path}")
     fits = [len(prompt_ids) <= max_prompt_length for prompt_ids in ids]
     dropped = len(fits) - sum(fits)
     if dropped and not drop_overlong:
@@ -123,6 +123,28 @@ def load(
     return PromptSet(tuple(good[index] for index in kept), tuple(ids[index] for index in kept), dropped)
 
 
+def rendered(asked: Sequence[Sequence[Message]], renderer: Renderer, name: str) -> list[IntArray]:
+    """[L] token ids of every conversation.
+
+    Raises:
+        BadInputError: the chat template refuses a conversation, or makes nothing of it.
+    """
+    ids = []
+    for number, messages in enumerate(asked):
+        try:
+            ids.append(renderer.ids(renderer.text(messages)))
+        # Templates and tokenizers are foreign code that may raise anything.
+        except Exception as error:
+            raise BadInputError(
+                [f"{name}: the chat template refuses prompt {number} ({type(error).__name__}: {error!s:.200})"]
+            ) from None
+        if not len(ids[-1]):
+            raise BadInputError(
+                [f"{name}: prompt {number} becomes no tokens; the model's tokenizer or template is empty"]
+            )
+    return ids
+
+
 class BadRowError(ValueError):
     """A row that is no task."""
 
@@ -134,6 +156,7 @@ def read_rows(path: str, key: str) -> list[dict[str, Any]]:
         raise BadInputError([f"{key}={path}: no such file; {how_to_make(file)}"])
     try:
         table = pq.read_table(file)
+        rows: list[dict[str, Any]] = table.to_pylist()
     except (OSError, ValueError) as error:
         raise BadInputError([f"{key}={path}: not a readable parquet file ({error})"]) from None
     missing = [column for column in COLUMNS if column not in table.column_names]
@@ -144,31 +167,40 @@ def read_rows(path: str, key: str) -> list[dict[str, Any]]:
                 f"{how_to_make(file)}"
             ]
         )
-    rows: list[dict[str, Any]] = table.to_pylist()
+    if not rows:
+        raise BadInputError([f"{key}={path}: holds no rows; {how_to_make(file)}"])
     return rows
 
 
 def how_to_make(file: Path) -> str:
     """The command that makes a missing data file."""
-    return f"python data/preprocess.py --data_source {file.parent} makes it from train.json and test.json"
+    folder = file.parent.absolute()
+    return f"python data/preprocess.py --data_source {folder} makes it from train.json and test.json there"
+
+
+def is_message(message: Any) -> bool:
+    """Whether something is a message of a role and a text."""
+    return isinstance(message, dict) and all(isinstance(message.get(part), str) for part in ("role", "content"))
 
 
 def to_prompt(number: int, row: Mapping[str, Any]) -> Prompt | BadRowError:
     """One row as a prompt, or what is wrong with it."""
     messages, verdict, extra = row["prompt"], row["reward_model"], row.get("extra_info") or {}
-    listed = isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)
-    if not listed or messages[-1].get("role") != "user" or not messages[-1].get("content"):
+    listed = isinstance(messages, list) and messages and all(map(is_message, messages))
+    if not listed or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         return BadRowError(f"row {number}: prompt={messages!r:.80} must be messages that end with a user's")
     truth = verdict.get("ground_truth") if isinstance(verdict, dict) else None
     if truth is None or not str(truth).strip():
         return BadRowError(f"row {number}: reward_model={verdict!r:.80} must hold a ground_truth that is not empty")
-    if not row["data_source"]:
+    if not row["data_source"] or not isinstance(row["data_source"], str):
         return BadRowError(f"row {number}: data_source={row['data_source']!r} must name a verifier")
+    if not isinstance(extra, dict):
+        return BadRowError(f"row {number}: extra_info={extra!r:.80} must be a record")
     try:
         if row["data_source"] in VERIFIERS:
             check_ground_truth(row["data_source"], str(truth))
     except ValueError as error:
-        return BadRowError(f"row {number}: reward_model.ground_truth={truth!r:.80}: {error}")
+        return BadRowError(f"row {number}: reward_model.ground_truth={truth!r:.80}: {error!s:.300}")
     index = extra.get("index")
     prompt_id = str(number if index in (None, "") else index)
     return Prompt(prompt_id, tuple(messages), row["data_source"], str(truth), extra)

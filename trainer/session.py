@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import mopd
 from trainer import cluster
 from trainer.assemble import Placement, build_parts, start_workers
-from trainer.config.compose import PROJECT, Resolved, as_yaml
+from trainer.config.compose import PROJECT, Resolved, as_yaml, read_yaml
 from trainer.config.schema import Config
 from trainer.display import Screen
 from trainer.errors import DONE, BadInputError
+from trainer.folders import fresh
 from trainer.inputs import read_inputs
 from trainer.loop import train
 from trainer.prompts import PromptSet
 from trainer.schedule import Schedule
 from trainer.tracking import Folders, Journal, open_trackers
+
+METHOD_LINE = "# method:"
+"""How the `config.yaml` of a run begins."""
 
 
 def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
@@ -43,6 +50,8 @@ def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
     schedule = schedule_of(config, inputs.train)
     folders = folders_of(config, config_name)
     if (steps_done := finished_steps(folders.output)) is not None:
+        if faults := other_settings(folders.output, config_name, resolved):
+            raise BadInputError(faults)
         return already_there(folders.output, steps_done, schedule.last, screen)
     prepare(folders, resolved, config_name)
     screen.say(f"  {schedule.last} steps on {inputs.placement.device}, into {folders.output}")
@@ -99,25 +108,58 @@ def folders_of(config: Config, config_name: str) -> Folders:
     )
 
 
-def fresh(folder: Path) -> Path:
-    """`folder`, or the first of folder-2, folder-3, ... that is not there."""
-    number, candidate = 1, folder
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
-
-
 def finished_steps(output: Path) -> int | None:
-    """The last step of the run that `output` holds; None where there is none."""
-    metrics = output / "metrics.jsonl"
-    # A line without its end was cut off while it was written.
-    lines = (
-        [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        if metrics.is_file()
-        else []
-    )
-    return int(json.loads(lines[-1])["step"]) if lines else None
+    """The last step of the run that `output` holds; None where there is none to lose.
+
+    Raises:
+        BadInputError: the folder holds something else.
+    """
+    foreign = f"trainer.output_dir={output}: is not empty and holds no run of this project; name another OUTPUT_DIR"
+    try:
+        if not output.exists() or not any(output.iterdir()):
+            return None
+        if not (output / "config.yaml").read_text().startswith(METHOD_LINE):
+            raise BadInputError([foreign])
+        metrics = output / "metrics.jsonl"
+        # A line without its end was cut off while it was written.
+        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInputError([f"{foreign} ({type(error).__name__}: {error!s:.80})"]) from None
+
+
+ASIDE = ("trainer.total_training_steps", "trainer.experiment_suffix", "trainer.logger", "trainer.test_freq")
+"""Keys that may differ when a run is asked for again."""
+
+
+def other_settings(output: Path, config_name: str, resolved: Resolved) -> list[str]:
+    """What sets the run in `output` apart from the one asked for: a sentence, or nothing."""
+    file = output / "config.yaml"
+    there = read_yaml(file)
+    method = file.read_text().splitlines()[0].removeprefix(METHOD_LINE).strip()
+    ours, theirs = dict(flat(resolved.tree)), dict(flat(there))
+    differing = [
+        f"{key}={theirs.get(key)} there, {ours.get(key)} asked"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key) and key not in ASIDE
+    ]
+    if method != config_name:
+        differing.insert(0, f"method {method} there, {config_name} asked")
+    if not differing:
+        return []
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return [
+        f"trainer.output_dir={output}: holds another run ({'; '.join(differing[:3])}{more}); name another OUTPUT_DIR"
+    ]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a nested dictionary with its value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def already_there(output: Path, done: int, asked: int, screen: Screen) -> int:
@@ -138,17 +180,20 @@ def prepare(folders: Folders, resolved: Resolved, config_name: str) -> None:
     try:
         for folder in (folders.output, folders.checkpoints, folders.rollouts, folders.validation):
             folder.mkdir(parents=True, exist_ok=True)
-        (folders.output / "config.yaml").write_text(f"# method: {config_name}\n{as_yaml(resolved.tree)}")
+        (folders.output / "config.yaml").write_text(f"{METHOD_LINE} {config_name}\n{as_yaml(resolved.tree)}")
+        (folders.output / "metrics.jsonl").unlink(missing_ok=True)
     except OSError as error:
         raise BadInputError(
             [f"{error.filename}: cannot be written ({error.strerror}); name another OUTPUT_DIR"]
         ) from None
     link = Path("rollouts") / folders.output.name
-    link.parent.mkdir(exist_ok=True)
-    if link.is_symlink():
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(folders.rollouts.resolve(), target_is_directory=True)
+    # A convenience for commands that look there; where it cannot be had nothing is lost.
+    with contextlib.suppress(OSError):
+        link.parent.mkdir(exist_ok=True)
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(folders.rollouts.resolve(), target_is_directory=True)
 
 
 def write_manifest(

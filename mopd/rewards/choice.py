@@ -33,11 +33,19 @@ def verify(response: str, ground_truth: str) -> Outcome:
     return Outcome.of(choice == ground_truth, "" if choice else WANTED_FORM)
 
 
+LONGEST = 32
+"""Characters of what may still be one letter in brackets."""
+
+
 def read_choice(response: str) -> str | None:
     """The letter in the last `<answer>` block, as a capital; None without such a block or such a letter."""
     _, opened, rest = response.rpartition(OPEN)
     content, closed, _ = rest.partition(CLOSE)
     if not (opened and closed):
+        return None
+    content = content.strip()
+    # Normalisation takes quadratic time on long runs of combining marks, and no letter is this long.
+    if len(content) > LONGEST:
         return None
     match = CHOICE.fullmatch(unicodedata.normalize("NFKC", content).strip())
     return (match[1] or match[2]).upper() if match else None

@@ -21,11 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mopd.types import Prompt
 from tests.e2e.conftest import ROOT, Run
 from trainer import cluster, fsdp
-from trainer.assemble import loss_settings, worker_environment
+from trainer.assemble import worker_environment
 from trainer.config.compose import resolve
+from trainer.packing import Packing
 from trainer.services import Asked, Policy, Sampling
+from trainer.settings import loss_settings
 from trainer.weights import Bucket, PublishError, Transfer
-from trainer.workers.policy import OptimSettings, PolicyWorker
+from trainer.workers.policy import OptimSettings, PolicyWorker, TeacherSettings
 from trainer.workers.sampler import SamplerWorker
 from trainer.workers.sampler_types import SamplingSettings
 
@@ -103,13 +105,13 @@ def new_actor(model: str, ranks: int = 1) -> Policy:
             gradient_checkpointing=False,
             loss=loss_settings(resolve("grpo", ["actor_rollout_ref.rollout.temperature=0.7"], {}).config),
             optim=OptimSettings(1e-3, 0, 0.0, (0.9, 0.999), 1.0),
-            teacher_update_rate=0.0,
+            teacher=TeacherSettings("frozen", 0.0, None),
             seed=0,
             deadline_s=DEADLINE_S,
         )
         for rank in range(ranks)
     ]
-    policy = Policy(workers, False, 1, 8, 4096, lambda step: 0.0, DEADLINE_S)
+    policy = Policy(workers, 1, 8, Packing(4096, lambda samples: 1.0), lambda step: 0.0, DEADLINE_S)
     policy.join()
     return policy
 

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -143,3 +144,14 @@ def test_evaluation_of_the_checkpoint_repeats_the_last_validation(mopd_run: Run,
     for name in ("val-core/chain/acc/mean@8", "val-core/chain/acc/pass@8", "val-core/chain/acc/maj@8"):
         assert figures[name] == pytest.approx(last[name])
     assert len((tmp_path / "responses.jsonl").read_text().splitlines()) == 96 * 8
+
+
+def test_a_run_with_other_settings_is_never_taken_for_the_one_that_is_there(
+    mopd_run: Run, trained: Callable[..., Run]
+) -> None:
+    other_method = trained(mopd_run.output, "grpo", TOTAL_STEPS="3")
+    assert other_method.code == 2
+    assert "method mopd there, grpo asked" in other_method.said
+    other_rate = trained(mopd_run.output, "mopd", LR="1e-5", TOTAL_STEPS="3")
+    assert other_rate.code == 2
+    assert "optim.lr=0.0007 there, 1e-05 asked" in other_rate.said

@@ -89,3 +89,8 @@ def test_hostile_input_takes_linear_time(unit: str) -> None:
     assert verify(hostile, "C").success is False
     assert verify(f"<answer>{hostile}</answer>", "C").success is False
     assert time.process_time() - start < 1.0
+
+
+def test_long_runs_of_combining_marks_take_linear_time() -> None:
+    hostile = "<answer>a" + "\u0301" * 400_000 + "\u0327" * 400_000 + "</answer>"
+    assert verify(hostile, "A").status == "wrong"

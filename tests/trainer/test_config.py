@@ -202,7 +202,7 @@ def test_the_configuration_reference_is_current() -> None:
     assert Path(PROJECT / "docs" / "configuration.md").read_text() == page()
 
 
-@pytest.mark.parametrize("path", ["/a b/c", "1e3", "it's", "a,b=c", "${x}", "7"])
+@pytest.mark.parametrize("path", ["/a b/c", "1e3", "it's", "a,b=c", "${x}", "7", "a\\b", "a\\'b", "end\\"])
 def test_a_path_in_a_flag_arrives_unchanged(path: str) -> None:
     assert resolve("mopd", [], {"OUTPUT_DIR": path}).config.trainer.output_dir == path
 

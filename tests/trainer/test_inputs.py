@@ -15,6 +15,7 @@ import pytest
 from trainer.config.compose import PROJECT
 from trainer.errors import BAD_INPUT
 from trainer.main import main
+from trainer.session import finished_steps
 
 CHAIN = PROJECT / "datasets" / "chain"
 Refuse = Callable[..., str]
@@ -167,3 +168,54 @@ def test_attention_that_is_not_installed_is_refused(refuse: Refuse) -> None:
 
 def test_a_flag_given_as_a_key_is_explained(refuse: Refuse) -> None:
     assert "write TOTAL_STEPS=... before the command" in refuse("TOTAL_STEPS=3")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("mine: true")
+    assert "holds no run of this project" in refuse(OUTPUT_DIR=str(tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.yaml"]
+    assert (tmp_path / "mine" / "config.yaml").read_text() == "mine: true"
+
+
+@pytest.mark.parametrize("content", ["garbage\n", "null\n", "[]\n", '{"step": null}\n'])
+def test_metrics_that_are_no_runs_are_refused(refuse: Refuse, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("# method: mopd")
+    (tmp_path / "run" / "metrics.jsonl").write_text(content)
+    assert "holds no run of this project" in refuse(OUTPUT_DIR=str(tmp_path / "run"))
+
+
+def test_half_a_first_line_of_metrics_is_no_run_to_lose(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("# method: mopd")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "a')
+    assert finished_steps(tmp_path) is None
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"ste')
+    assert finished_steps(tmp_path) == 4
+
+
+def test_parquet_that_is_there_is_never_converted_over(refuse: Refuse, tmp_path: Path) -> None:
+    record = {"idx": 1, "kind": "mcq", "dataset": "sciknoweval", "answer": "A", "prompt": "p", "description": "d"}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(record) + "\n")
+    shutil.copy(CHAIN / "test.parquet", tmp_path / "test.parquet")
+    refuse(DATA_PATH=str(tmp_path))
+    assert (tmp_path / "test.parquet").read_bytes() == (CHAIN / "test.parquet").read_bytes()
+    assert (tmp_path / "train.parquet").is_file()
+
+
+def test_weights_and_architectures_that_cannot_be_loaded_are_refused(refuse: Refuse, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHAIN / "model", folder)
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    assert "model.safetensors cannot be read" in refuse(MODEL_PATH=str(folder))
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, "model_type": "t5"}))
+    assert "is no causal language model" in refuse(MODEL_PATH=str(folder))
+
+
+@pytest.mark.parametrize(
+    "override", ["data=3", "~data", "hydra.run.dir=x", "actor_rollout_ref.model=3", "profile=null"]
+)
+def test_overrides_of_the_wrong_kind_are_refused(refuse: Refuse, override: str) -> None:
+    assert "nothing was started" in refuse(override)

@@ -83,13 +83,17 @@ def compose_tree(config_name: str, asked: Sequence[str]) -> dict[str, Any]:
     names_model = any(override.lstrip("+").startswith(f"{MODEL_KEY}=") for override in asked)
     names_profile = any(override.startswith("profile=") for override in asked)
     profile = ["profile=published"] if names_model and not names_profile else []
+    odd = [override for override in asked if override.startswith(("~", "hydra")) or "=" not in override]
+    if odd:
+        wanted = "settings have the form key=value, with keys of docs/configuration.md"
+        raise BadInputError([f"{override}: {wanted}" for override in odd])
     # Forced, so that unknown keys reach the schema, which refuses all of them at once.
     forced = [override if override.startswith(("+", "~", "profile=")) else f"++{override}" for override in asked]
     try:
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
             composed = compose(config_name, overrides=[*profile, *forced])
         tree = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise BadInputError([f"{' '.join(asked)}: {error}; an override has the form key=value"]) from None
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
@@ -97,8 +101,13 @@ def compose_tree(config_name: str, asked: Sequence[str]) -> dict[str, Any]:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The nested dictionaries of a YAML file."""
-    tree = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(tree, dict)
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(file))
+    # Whatever the parser raises, the file is none of ours.
+    except Exception as error:
+        raise BadInputError([f"{file}: cannot be read ({str(error).splitlines()[0]})"]) from None
+    if not isinstance(tree, dict):
+        raise BadInputError([f"{file}: holds no settings"])
     return {str(key): value for key, value in tree.items()}
 
 
@@ -155,12 +164,18 @@ def nearest(key: str, known: Sequence[str]) -> str:
 
 def missing_paths(tree: Mapping[str, Any]) -> list[str]:
     """Sentences for data files and model folders that are not there, from a tree that the schema refuses."""
-    data, model = tree.get("data") or {}, (tree.get("actor_rollout_ref") or {}).get("model") or {}
+    data, model = inner(tree, "data"), inner(inner(tree, "actor_rollout_ref"), "model")
     sentences = missing_files({f"data.{name}": data.get(name) for name in ("train_files", "val_files")})
     folder = model.get("path")
     if isinstance(folder, str) and folder.startswith(("/", ".", "~")) and not Path(folder).exists():
         sentences.append(f"{MODEL_KEY}={folder}: no such folder")
     return sentences
+
+
+def inner(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The dictionary under a key; an empty one where something else stands there."""
+    found = tree.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def missing_files(named: Mapping[str, Any]) -> list[str]:

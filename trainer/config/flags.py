@@ -6,6 +6,7 @@ or empty variable says nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,5 +76,6 @@ def as_override(key: str, value: str) -> str:
     """`key=value` as Hydra reads the value back unchanged, a text for the schema to convert; `null` stays null."""
     if value == "null":
         return f"{key}=null"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
+    # Within quotes Hydra reads a backslash as one, unless a quote follows; OmegaConf reads ${ as a reference.
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'").replace("${", "\\${")
     return f"{key}='{escaped}'"

@@ -20,7 +20,11 @@ def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         if is_dataclass(hints[field.name]):
             yield from leaves(hints[field.name], f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", hints[field.name], documentation[field.name].description or ""
+            yield (
+                f"{prefix}{field.name}",
+                hints[field.name],
+                " ".join((documentation[field.name].description or "").split()),
+            )
 
 
 def type_name(hint: Any) -> str:

@@ -6,7 +6,7 @@ documentation: `docs/configuration.md` is generated from here.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -30,7 +30,7 @@ class Data:
     """Drops (and counts) prompts over `max_prompt_length`; false refuses to start when there is one."""
     shuffle: bool
     """Draws a new order of the training prompts for every epoch, from `seed`; false keeps the file's order."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     """The run's one seed: order of prompts, sampling, choice of peers."""
     apply_chat_template_kwargs: dict[str, Any]
     """Arguments given to the chat template, for the student and the teacher alike."""
@@ -54,7 +54,7 @@ class Optim:
     """Training steps over which the learning rate rises linearly."""
     weight_decay: float = Field(ge=0)
     """AdamW's decoupled weight decay."""
-    betas: tuple[float, float]
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
     """AdamW's decay rates of the two moments."""
 
 
@@ -224,7 +224,7 @@ class Rollout:
     """Key-value cache of the sampler on a machine without a GPU, in MiB."""
     update_weights_bucket_megabytes: int = Field(ge=1)
     """Most weights gathered and sent to the sampler at once, in MiB; a larger weight travels alone."""
-    sync_tolerance: Literal["auto"] | float | None
+    sync_tolerance: Literal["auto"] | Annotated[float, Field(ge=0)] | None
     """Most nats between sampler and actor after a publish; auto: 1e-3 on the CPU, 1.0 on GPUs; null never stops."""
     horizon: RolloutHorizon
     val_kwargs: ValKwargs
