@@ -128,7 +128,13 @@ def finished_steps(output: Path) -> int | None:
         raise BadInputError([f"{foreign} ({type(error).__name__}: {error!s:.80})"]) from None
 
 
-ASIDE = ("trainer.total_training_steps", "trainer.experiment_suffix", "trainer.logger", "trainer.test_freq")
+ASIDE = (
+    "trainer.total_training_steps",
+    "trainer.experiment_suffix",
+    "trainer.logger",
+    "trainer.test_freq",
+    "trainer.output_dir",  # the folder was found, by whichever of its names
+)
 """Keys that may differ when a run is asked for again."""
 
 

@@ -149,6 +149,10 @@ def test_evaluation_of_the_checkpoint_repeats_the_last_validation(mopd_run: Run,
 def test_a_run_with_other_settings_is_never_taken_for_the_one_that_is_there(
     mopd_run: Run, trained: Callable[..., Run]
 ) -> None:
+    by_another_name = trained(
+        mopd_run.output.parent / "." / mopd_run.output.name / ".." / "run", "mopd", TOTAL_STEPS="3"
+    )
+    assert (by_another_name.code, "nothing to do" in by_another_name.said) == (0, True)
     other_method = trained(mopd_run.output, "grpo", TOTAL_STEPS="3")
     assert other_method.code == 2
     assert "method mopd there, grpo asked" in other_method.said
