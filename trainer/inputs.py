@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mopd.rewards import VERIFIERS
+from mopd.rewards import VERIFIERS, verifier_of
 from mopd.teacher import check_vocabulary
 from trainer.assemble import Placement, Renderers
 from trainer.config.compose import PROJECT, contradictions, distils, missing_files
@@ -236,7 +236,7 @@ def summary_instruction(config: Config) -> str:
 
 def unknown_sources(key: str, path: str, prompts: PromptSet) -> list[str]:
     """A sentence for every data source without a verifier."""
-    names = sorted({prompt.data_source for prompt in prompts.prompts} - set(VERIFIERS))
+    names = sorted(name for name in {prompt.data_source for prompt in prompts.prompts} if verifier_of(name) is None)
     return [
         f"{key}={path}: data_source {name!r} has no verifier; known: {', '.join(sorted(VERIFIERS))}" for name in names
     ]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
-from mopd.rewards import VERIFIERS, check_ground_truth
+from mopd.rewards import check_ground_truth, verifier_of
 from mopd.summaries import with_summary_instruction
 from mopd.types import IntArray, Message, Prompt
 from trainer.errors import BadInputError
@@ -197,7 +197,7 @@ def to_prompt(number: int, row: Mapping[str, Any]) -> Prompt | BadRowError:
     if not isinstance(extra, dict):
         return BadRowError(f"row {number}: extra_info={extra!r:.80} must be a record")
     try:
-        if row["data_source"] in VERIFIERS:
+        if verifier_of(row["data_source"]) is not None:
             check_ground_truth(row["data_source"], str(truth))
     except ValueError as error:
         return BadRowError(f"row {number}: reward_model.ground_truth={truth!r:.80}: {error!s:.300}")

@@ -4,59 +4,73 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mopd.rewards import chain, choice
+from mopd.rewards.base import Verifier
 from mopd.types import Outcome
 
-Verifier = Callable[[str, str], Outcome]
-"""From response and ground truth to a verdict; raises on a malformed ground truth, whatever the response."""
-
 VERIFIERS: dict[str, Verifier] = {
-    "chain": chain.verify,
-    "sciknoweval": choice.verify,
+    "chain": Verifier(chain.verify, chain.read_truth, chain.read_answer),
+    "sciknoweval": Verifier(choice.verify, choice.check, choice.read_choice),
 }
+PREFIXES: tuple[str, ...] = ()
+"""Families of data sources that are told by how their names begin, such as `aime` for aime24 and aime25."""
 
 
-PREDICTORS: dict[str, Callable[[str], str | None]] = {
-    "chain": chain.read_answer,
-    "sciknoweval": choice.read_choice,
-}
-"""What a response answers, by data source; for majority votes."""
+def verifier_of(data_source: str) -> Verifier | None:
+    """The verifier of a data source, by its name or else by the beginning of it; None where there is none."""
+    prefix = next((prefix for prefix in PREFIXES if data_source.lower().startswith(prefix)), data_source)
+    return VERIFIERS.get(data_source, VERIFIERS.get(prefix))
 
 
-def predicted(data_source: str, response: str) -> str | None:
-    """The answer that a response gives, of which only what follows the last `</think>` counts; None for none."""
-    read = PREDICTORS.get(data_source)
-    return None if read is None else read(response.rpartition("</think>")[2])
-
-
-def verify(data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None) -> Outcome:
-    """The verdict on `response`, of which only what follows the last `</think>` counts.
-
-    A verifier that breaks or cannot read the ground truth has not found the response wrong: the outcome is
-    unknown, with the reason as feedback. No verifier needs `extra_info` so far.
+def required(data_source: str) -> Verifier:
+    """The verifier of a data source.
 
     Raises:
-        ValueError: no verifier is known for `data_source`.
+        ValueError: none is known.
     """
-    if data_source not in VERIFIERS:
+    verifier = verifier_of(data_source)
+    if verifier is None:
         near = difflib.get_close_matches(data_source, VERIFIERS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"no verifier for data_source {data_source!r}; known: {', '.join(sorted(VERIFIERS))}{hint}"
             " (mopd.rewards.VERIFIERS lists them)"
         )
+    return verifier
+
+
+def predicted(data_source: str, response: str) -> str | None:
+    """The answer that a response gives, of which only what follows the last `</think>` counts; None for none."""
+    verifier = verifier_of(data_source)
+    return None if verifier is None else verifier.predicted(response.rpartition("</think>")[2])
+
+
+def verify(data_source: str, response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None) -> Outcome:
+    """The verdict on `response`, of which only what follows the last `</think>` counts.
+
+    A verifier that breaks or cannot read the ground truth has not found the response wrong: the outcome is
+    unknown, with the reason as feedback. `extra_info` is the row's; verifiers read `split` and `truncated` in it.
+
+    Raises:
+        ValueError: no verifier is known for `data_source`.
+    """
+    verifier = required(data_source)
     answer = response.rpartition("</think>")[2]
     try:
-        outcome = VERIFIERS[data_source](answer, ground_truth)
-        finite = outcome.reward is None or math.isfinite(outcome.reward)
+        return checked(verifier.verify(answer, ground_truth, extra_info or {}), f"the {data_source} verifier")
     # The one broad door: whatever breaks in a verifier is our machinery's fault, never the response's.
     except Exception as error:
         return Outcome.unknown(f"the {data_source} verifier failed: {type(error).__name__}: {error}")
-    if not finite:
-        return Outcome.unknown(f"the {data_source} verifier gave a reward of {outcome.reward}, which is not finite")
+
+
+def checked(outcome: Outcome, author: str) -> Outcome:
+    """The outcome itself if its reward is a number that training can use, else unknown with the reason."""
+    reward = outcome.reward
+    if reward is not None and not math.isfinite(reward):
+        return Outcome.unknown(f"{author} gave a reward of {reward}, which is not finite")
     return outcome
 
 
@@ -66,6 +80,8 @@ def check_ground_truth(data_source: str, ground_truth: str) -> None:
     Raises:
         ValueError: the ground truth is malformed, or no verifier is known for `data_source`.
     """
-    outcome = verify(data_source, "", ground_truth)
-    if outcome.status == "unknown":
-        raise ValueError(outcome.feedback)
+    verifier = required(data_source)
+    try:
+        verifier.check(ground_truth)
+    except ValueError as error:
+        raise ValueError(f"data_source {data_source!r}: {error}") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from mopd.types import Outcome
 
@@ -38,7 +40,7 @@ def read_answer(response: str) -> str | None:
     return None if last is None else last.group(3)
 
 
-def verify(response: str, ground_truth: str) -> Outcome:
+def verify(response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None) -> Outcome:
     """Right iff `response` is a chain of exactly the asked number of steps that ends in the right result.
 
     Only the last result counts, so mistakes that cancel each other are right: outcomes, not proofs. White

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 from mopd.types import Outcome
 
@@ -18,7 +20,17 @@ GOLD = re.compile(r"[A-J]")
 CHOICE = re.compile(r"\(([A-Ja-j])\)|([A-Ja-j])[.)]?")
 
 
-def verify(response: str, ground_truth: str) -> Outcome:
+def check(ground_truth: str) -> None:
+    """Refuses a ground truth that is not one capital letter from A to J.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not GOLD.fullmatch(ground_truth):
+        raise ValueError(f"the ground truth of a choice must be one letter from A to J; got {ground_truth!r}")
+
+
+def verify(response: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None) -> Outcome:
     """Right iff the last `<answer>` block of `response` holds the letter `ground_truth`, and nothing else.
 
     `(B)`, `B)`, `B.`, `b` and full-width letters are read as B. A letter outside the tags, an unclosed last
@@ -27,8 +39,7 @@ def verify(response: str, ground_truth: str) -> Outcome:
     Raises:
         ValueError: the ground truth is not one capital letter from A to J.
     """
-    if not GOLD.fullmatch(ground_truth):
-        raise ValueError(f"the ground truth of a choice must be one letter from A to J; got {ground_truth!r}")
+    check(ground_truth)
     choice = read_choice(response)
     return Outcome.of(choice == ground_truth, "" if choice else WANTED_FORM)
 

@@ -172,7 +172,7 @@ def test_all_problems_are_told_at_once_and_nothing_is_written(
     expected = [
         ("train", 2, "`answer` is null; wanted the ground truth, as text that is not blank"),
         ("train", 4, '`answer` is " "; wanted'),
-        ("train", 5, "`answer` or `dataset` cannot be used: the sciknoweval verifier failed"),
+        ("train", 5, "`answer` or `dataset` cannot be used: data_source 'sciknoweval': the ground truth of a choice"),
         ("train", 6, "did you mean 'sciknoweval'?"),
         ("train", 7, "is not JSON"),
         ("train", 8, "a record must be a JSON object; got [7]"),

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mopd.rewards import VERIFIERS, check_ground_truth, verify
+from mopd.rewards.base import Verifier
 from mopd.types import Outcome
 
 GOLD = '{"steps": 1, "value": 2}'
@@ -43,10 +44,10 @@ def test_only_what_follows_the_last_thought_counts(response: str, success: bool)
 
 
 def test_a_verifier_that_breaks_gives_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(response: str, ground_truth: str) -> Outcome:
+    def broken(response: str, ground_truth: str, extra_info: object) -> Outcome:
         raise ZeroDivisionError("over and out")
 
-    monkeypatch.setitem(VERIFIERS, "broken", broken)
+    monkeypatch.setitem(VERIFIERS, "broken", Verifier(broken, str))
     outcome = verify("broken", "anything", "gold")
     assert (outcome.reward, outcome.success, outcome.status) == (None, None, "unknown")
     assert outcome.feedback == "the broken verifier failed: ZeroDivisionError: over and out"
@@ -54,7 +55,7 @@ def test_a_verifier_that_breaks_gives_unknown(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_not_finite_is_unknown(monkeypatch: pytest.MonkeyPatch, reward: float) -> None:
-    monkeypatch.setitem(VERIFIERS, "odd", lambda response, gold: Outcome(reward, True, "right"))
+    monkeypatch.setitem(VERIFIERS, "odd", Verifier(lambda response, gold, info: Outcome(reward, True, "right"), str))
     outcome = verify("odd", "anything", "gold")
     assert (outcome.reward, outcome.status) == (None, "unknown")
     assert str(reward) in outcome.feedback
@@ -62,15 +63,15 @@ def test_a_reward_that_is_not_finite_is_unknown(monkeypatch: pytest.MonkeyPatch,
 
 def test_an_unknown_verdict_passes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     timed_out = Outcome.unknown("timed out")
-    monkeypatch.setitem(VERIFIERS, "slow", lambda response, gold: timed_out)
+    monkeypatch.setitem(VERIFIERS, "slow", Verifier(lambda response, gold, info: timed_out, str))
     assert verify("slow", "anything", "gold") == timed_out
 
 
 def test_an_interrupt_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(response: str, ground_truth: str) -> Outcome:
+    def interrupted(response: str, ground_truth: str, extra_info: object) -> Outcome:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(VERIFIERS, "interrupted", interrupted)
+    monkeypatch.setitem(VERIFIERS, "interrupted", Verifier(interrupted, str))
     with pytest.raises(KeyboardInterrupt):
         verify("interrupted", "", "")
 
