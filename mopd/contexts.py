@@ -66,6 +66,8 @@ class ContextSettings:
     environment_feedback_only_without_solution: bool = True
     dont_reprompt_on_self_success: bool = True
     """A successful rollout is never its own demonstration."""
+    include_truncated_peers: bool = False
+    """Takes a response that was cut by the length limit for a success or a failure, by its reward."""
     remove_thinking_from_demonstration: bool = True
     """Strips `<think>...</think>` from every peer, failed ones included."""
     reprompt_template: str = (

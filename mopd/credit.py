@@ -75,6 +75,14 @@ def trained_N(
     return [bool(flag) for flag in credited]
 
 
+def informative(groups: Sequence[Group], settings: CreditSettings) -> list[bool]:
+    """[P], whether a group's rewards differ, so that policy gradients have something to say (DAPO, section 3.2)."""
+    ids = group_ids_N(groups)
+    flags = informative_groups(torch.from_numpy(shaped_rewards_N(groups, settings)), ids)
+    by_group = dict(zip(ids, flags.tolist(), strict=True))
+    return [bool(by_group[number]) for number in dict.fromkeys(ids)]
+
+
 def token_streams(
     method: Method, groups: Sequence[Group], views: Sequence[View] | None, settings: CreditSettings
 ) -> list[TokenStreams]:

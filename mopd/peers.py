@@ -3,7 +3,7 @@
 Departures from the published code:
 
 1. Peers are chosen in sampling order by a generator that is handed in, before any balancing over devices.
-2. An unknown outcome is neither a success nor a failure.
+2. An unknown outcome is neither a success nor a failure, and neither is a response that was cut before its end.
 3. Two successes of the same text are one peer, and a response that shows nothing is none.
 4. Every choice says why it was made, every slot that stays empty says why not.
 """
@@ -66,7 +66,7 @@ class Siblings:
 
     group: Group
     verdicts: tuple[bool | None, ...]
-    """[G], whether each is a success; None for unknown."""
+    """[G], whether each is a success; None for unknown, and for a cut response unless such are included."""
     texts: tuple[str, ...]
     """[G], as a teacher would read them, without outer white space."""
     order: tuple[int, ...]
@@ -93,7 +93,10 @@ class Siblings:
             raise ValueError(f"order must name each of {len(positions)} positions of group {group.uid}; got {order}")
         return cls(
             group,
-            tuple(outcome.succeeds(threshold) for outcome in group.outcomes),
+            tuple(
+                outcome.succeeds(threshold) if settings.include_truncated_peers or not rollout.truncated else None
+                for rollout, outcome in zip(group.rollouts, group.outcomes, strict=True)
+            ),
             tuple(displayed(rollout.text, settings).strip() for rollout in group.rollouts),
             tuple(positions if order is None else order),
             not settings.dont_reprompt_on_self_success,

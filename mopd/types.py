@@ -74,6 +74,11 @@ class Rollout:
     """Sampling phase within the step; 0 is the first."""
 
     @property
+    def truncated(self) -> bool:
+        """Whether a length limit cut the response before the student ended it."""
+        return self.finish_reason == "length"
+
+    @property
     def token_ids(self) -> IntArray:
         """[T], the response's tokens over all segments."""
         return np.concatenate([segment.token_ids for segment in self.segments])

@@ -64,6 +64,8 @@ def test_the_readme_shows_the_command_that_ci_runs():
 CONFIGS = {
     "run_local_sdpo.sh": "mopd",
     "run_local_grpo.sh": "grpo",
+    "run_local_rloo.sh": "rloo",
+    "run_local_gspo.sh": "gspo",
     "run_local_dpo.sh": "dpo",
     "run_local_simpo.sh": "simpo",
     "run_local_sft.sh": "verified_sft",

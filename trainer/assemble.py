@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mopd.rewards.custom import CustomSettings
+from mopd.rewards.settings import RewardSettings
 from trainer import cluster
 from trainer.config.compose import context_settings
 from trainer.config.schema import Config
@@ -15,7 +17,7 @@ from trainer.packing import Packing
 from trainer.parts import Parts, Sizes
 from trainer.prompts import PromptSet, Renderer
 from trainer.schedule import Schedule
-from trainer.services import Policy, Sampling, Verification
+from trainer.services import Policy, Sampling
 from trainer.settings import (
     credit_settings,
     horizon_of,
@@ -26,10 +28,12 @@ from trainer.settings import (
 )
 from trainer.tracking import Journal
 from trainer.validate import Validator
+from trainer.verification import Verification, pool_size
 from trainer.weights import Transfer
 from trainer.workers.policy import PolicyWorker
 from trainer.workers.sampler import SamplerWorker
 from trainer.workers.sampler_types import SamplingSettings
+from trainer.workers.teacher import place_teachers
 from trainer.workers.verifier import VerifierWorker
 
 BUCKET_DEADLINE_S = 60.0
@@ -42,6 +46,8 @@ class Placement:
 
     device: str
     ranks: int
+    teachers: int = 0
+    """Processes of a teacher with a placement of its own."""
 
     def gpus(self, rank: int) -> float:
         """Share of a GPU of an actor rank. Rank 0 and the sampler halve one; whole ones keep the others apart."""
@@ -94,6 +100,39 @@ def place_sampler(placement: Placement, **arguments: Any) -> Any:
     )
 
 
+def reward_settings(config: Config) -> RewardSettings:
+    """How each verifier process works; it works on one response at a time."""
+    asked = config.reward
+    return RewardSettings(
+        workers=1,
+        sandbox_tier=asked.sandbox_tier,
+        allow_unsandboxed=asked.allow_unsandboxed,
+        trust_assertions=asked.trust_assertions,
+        float_tolerance=asked.float_tolerance,
+    )
+
+
+def custom_reward(config: Config) -> CustomSettings | None:
+    """The user's own reward function, where there is one."""
+    asked = config.custom_reward_function
+    if asked.path is None:
+        return None
+    return CustomSettings(os.path.abspath(asked.path), asked.name, config.reward.deadline_s)
+
+
+def place_verifiers(config: Config) -> Verification:
+    """The pool of verifier processes."""
+    spawn = partial(
+        cluster.spawn,
+        VerifierWorker,
+        num_cpus=0,
+        num_gpus=0,
+        settings=reward_settings(config),
+        custom=custom_reward(config),
+    )
+    return Verification(spawn, workers=pool_size(config.reward.workers), deadline_s=config.reward.deadline_s)
+
+
 def start_workers(config: Config, placement: Placement) -> tuple[Policy, Sampling, Verification]:
     """Starts Ray and places actor ranks, sampler and verifier; they load at the same time."""
     model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
@@ -102,7 +141,7 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
     optim = optim_settings(config)
     paths = [model.path, config.actor_rollout_ref.ref.model.path or model.path]
     environment = worker_environment(placement.device, offline=all(map(os.path.isdir, paths)))
-    cluster.start(environment, num_cpus=max(os.cpu_count() or 1, placement.ranks + 2))
+    cluster.start(environment, num_cpus=max(os.cpu_count() or 1, placement.ranks + placement.teachers + 2))
     spawn_sampler = partial(
         place_sampler,
         placement,
@@ -114,6 +153,14 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         kv_cache_mib=rollout.kv_cache_mib,
     )
     first_sampler = spawn_sampler()
+    teachers = place_teachers(
+        placement.teachers,
+        num_gpus=placement.gpus(rank=1),
+        deadline_s=deadline,
+        device=placement.device,
+        model_path=config.actor_rollout_ref.ref.model.path or model.path,
+        attn_implementation=model.attn_implementation,
+    )
     ranks = [
         cluster.spawn(
             PolicyWorker,
@@ -130,10 +177,11 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
             teacher=teacher_settings(config),
             seed=data.seed,
             deadline_s=deadline,
+            distant=teachers[rank % len(teachers)] if teachers else None,
         )
         for rank in range(placement.ranks)
     ]
-    verifier = cluster.spawn(VerifierWorker, num_cpus=0, num_gpus=0)
+    verification = place_verifiers(config)
     policy = Policy(
         ranks,
         epochs=actor.ppo_epochs,
@@ -146,6 +194,8 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         ),
         lr_at=optim.rate,
         deadline_s=deadline,
+        counts=loss.counts,
+        teachers=teachers,
     )
     sampler = Sampling(
         first_sampler,
@@ -157,8 +207,9 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         tolerance=placement.sync_tolerance if rollout.sync_tolerance == "auto" else rollout.sync_tolerance,
         seed=data.seed,
         deadline_s=deadline,
+        verification=verification,
     )
-    return policy, sampler, Verification(verifier, deadline)
+    return policy, sampler, verification
 
 
 @dataclass(frozen=True)
@@ -223,6 +274,7 @@ def build_parts(
         shuffle=config.data.shuffle,
         seed=config.data.seed,
         step_separator=distill.step_separator if distill.step_level_kl else None,
+        draws=config.algorithm.max_num_gen_batches if config.algorithm.filter_groups else 1,
     )
     return Parts(
         sizes=sizes,

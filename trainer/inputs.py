@@ -28,6 +28,7 @@ from trainer.tracking import missing_trackers
 
 MODEL_KEY = "actor_rollout_ref.model.path"
 TEACHER_KEY = "actor_rollout_ref.ref.model.path"
+PLACEMENT_KEY = "actor_rollout_ref.ref.placement"
 FLAG_OF = {MODEL_KEY: "MODEL_PATH", TEACHER_KEY: "TEACHER_MODEL_PATH"}
 
 
@@ -47,7 +48,7 @@ def read_inputs(config: Config) -> Inputs:
     Raises:
         BadInputError: every fault of configuration, devices, model and data, together.
     """
-    problems = [*contradictions(config), *placement_faults(config), *missing_packages(config)]
+    problems = [*contradictions(config), *placement_faults(config), *distance_faults(config), *missing_packages(config)]
     model, teacher = config.actor_rollout_ref.model.path, config.actor_rollout_ref.ref.model.path
     faults = model_faults(config, MODEL_KEY, model)
     if teacher is not None:
@@ -56,6 +57,7 @@ def read_inputs(config: Config) -> Inputs:
         raise BadInputError([*problems, *faults, *missing_data(config)])
     try:
         renderers = load_renderers(config)
+        problems += breadth_faults(config)
         sets = load_prompts(config, renderers.student)
     except BadInputError as error:
         raise BadInputError([*problems, *error.problems]) from None
@@ -73,8 +75,10 @@ def device_of(config: Config) -> str:
 def placement_of(config: Config) -> Placement:
     """The devices of the workers."""
     device = device_of(config)
-    by_default = torch.cuda.device_count() if device == "cuda" else 1
-    return Placement(device, config.trainer.n_gpus_per_node or by_default)
+    asked, beside = config.actor_rollout_ref.ref.n_gpus, config.actor_rollout_ref.ref.placement == "colocate"
+    teachers = 0 if beside else asked
+    by_default = max(torch.cuda.device_count() - teachers, 1) if device == "cuda" else 1
+    return Placement(device, config.trainer.n_gpus_per_node or by_default, teachers)
 
 
 def placement_faults(config: Config) -> list[str]:
@@ -85,9 +89,61 @@ def placement_faults(config: Config) -> list[str]:
             f"trainer.device={asked.device}, trainer.n_gpus_per_node={asked.n_gpus_per_node}: {visible} GPUs are "
             f"visible; lower N_GPUS_PER_NODE, or set trainer.device=cpu"
         )
+    rollouts, ranks = config.data.train_batch_size * config.actor_rollout_ref.rollout.n, placement_of(config).ranks
+    if config.reference_compat and distils(config.actor_rollout_ref.actor) and rollouts % ranks:
+        faults.append(
+            f"reference_compat=true: a step's {rollouts} rollouts (TRAIN_BATCH_SIZE x ROLLOUT_BATCH_SIZE) cannot be "
+            f"dealt evenly to {ranks} devices, as the published order wants; choose a multiple of {ranks}"
+        )
     if asked.nnodes > 1:
         faults.append(f"trainer.nnodes={asked.nnodes}: this version runs on one node; set NNODES=1")
     return faults
+
+
+def distance_faults(config: Config) -> list[str]:
+    """Sentences for what a teacher with a placement of its own cannot do, and for devices that it would lack."""
+    ref, actor = config.actor_rollout_ref.ref, config.actor_rollout_ref.actor
+    if ref.placement != "own":
+        return []
+    asked, distill, placement = f"{PLACEMENT_KEY}=own", actor.self_distillation, placement_of(config)
+    if not distils(actor):
+        return [f"{asked}: the loss {actor.policy_loss.loss_mode} asks no teacher of its own; set it to colocate"]
+    faults = []
+    if distill.teacher_regularization != "frozen":
+        faults.append(
+            f"{asked}: a teacher with teacher_regularization={distill.teacher_regularization} needs the student's "
+            f"weights or logits, so it computes beside it; set it to frozen, or placement to colocate"
+        )
+    if distill.full_logit_distillation and distill.distillation_topk is None:
+        faults.append(
+            f"{asked}: with self_distillation.distillation_topk=null whole distributions would have to be sent for "
+            f"every token; name a number (published: 100), or set placement to colocate"
+        )
+    if placement.teachers > placement.ranks:
+        faults.append(
+            f"actor_rollout_ref.ref.n_gpus={placement.teachers}: {placement.ranks} actor processes ask one teacher "
+            f"each, so others would idle; lower it"
+        )
+    visible = torch.cuda.device_count()
+    if placement.device == "cuda" and placement.ranks + placement.teachers > visible:
+        faults.append(
+            f"{asked}: {placement.ranks} actor processes and {placement.teachers} of the teacher need as many GPUs, "
+            f"and {visible} are visible; lower N_GPUS_PER_NODE or actor_rollout_ref.ref.n_gpus, or set it to colocate"
+        )
+    return faults
+
+
+def breadth_faults(config: Config) -> list[str]:
+    """A sentence where the entries asked of a distant teacher are the whole vocabulary."""
+    distill, rows = config.actor_rollout_ref.actor.self_distillation, rows_of(config.actor_rollout_ref.model.path)
+    topk = distill.distillation_topk
+    sent = config.actor_rollout_ref.ref.placement == "own" and distill.full_logit_distillation
+    if not sent or topk is None or topk < rows:
+        return []
+    return [
+        f"{PLACEMENT_KEY}=own: self_distillation.distillation_topk={topk} is the whole vocabulary of {rows} entries; "
+        f"lower it, or set placement to colocate"
+    ]
 
 
 def missing_packages(config: Config) -> list[str]:

@@ -2,7 +2,7 @@
 
 for every step:
     sample    8 attempts at every prompt, by the student
-    verify    each attempt
+    verify    each attempt (and, with dynamic sampling, draw others for groups that teach nothing)
     context   re-prompt the teacher with peers of the same group
     learn     move the student towards the teacher on the student's own tokens; then the teacher follows
     publish   the new weights to the sampler
@@ -62,13 +62,17 @@ def train(parts: Parts) -> None:
             groups = parts.sample(step)
         with clock.turn("verify"):
             groups = parts.verify(groups, step)
+        drawn: dict[str, float] = {}
+        if parts.redraws:
+            with clock.turn("redraw"):
+                groups, drawn = parts.redraw(groups, step)
         with clock.turn("context"):
             contexts = parts.contexts.build(groups, step)
         with clock.turn("learn"):
             learned = parts.learn(groups, contexts, step)
         with clock.turn("publish"):
             published = parts.publish(groups, step)
-        metrics = {**learned.metrics, **published}
+        metrics = {**drawn, **learned.metrics, **published}
         if parts.schedule.validates(step):
             with clock.turn("validate"):
                 metrics |= parts.validate(step=step)

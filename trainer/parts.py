@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mopd.credit import CreditSettings, group_ids_N, shaped_rewards_N, token_streams
+from mopd.credit import CreditSettings, group_ids_N, informative, shaped_rewards_N, token_streams
 from mopd.horizon import Horizon
 from mopd.methods import Method
 from mopd.steps import step_ids
 from mopd.types import FloatArray, Group, IntArray, Outcome, Rollout, TokenStreams
 from trainer.contexts import Context, ContextBuilder
 from trainer.packing import Sample
-from trainer.prompts import PromptSet, batch_at
+from trainer.prompts import PromptSet, batch_at, other_rows
 from trainer.schedule import Schedule
-from trainer.services import Asked, Policy, Sampling, Verification
+from trainer.services import Asked, Policy, Sampling
 from trainer.tracking import Journal, every_rollout
 from trainer.validate import Validator
+from trainer.verification import Verification
 from trainer.workers.sampler_types import SamplingSettings
 
 PROVED_ROLLOUTS, PROVED_TOKENS = 4, 128
@@ -49,6 +50,8 @@ class Sizes:
     seed: int
     step_separator: str | None
     """Text between reasoning steps, where losses are averaged over them."""
+    draws: int = 1
+    """Draws of prompts in a step at most, to replace groups that teach nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,22 @@ class Parts:
 
     def sample(self, step: int) -> tuple[Group, ...]:
         """The step's prompts, each with its group of rollouts."""
+        return self.drawn(self.rows(step), step)
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of the data that a step begins with."""
         sizes = self.sizes
-        rows = batch_at(step, rows=len(self.prompts), batch_size=sizes.prompts, shuffle=sizes.shuffle, seed=sizes.seed)
+        return batch_at(step, rows=len(self.prompts), batch_size=sizes.prompts, shuffle=sizes.shuffle, seed=sizes.seed)
+
+    def drawn(self, rows: Sequence[int], step: int, draw: int = 0) -> tuple[Group, ...]:
+        """A group of rollouts for each of `rows`; `draw` counts a step's later draws."""
+        name, path = (f"{step}.{draw}", [step, draw]) if draw else (str(step), [step])
         asked = [
-            Asked(f"{step}-{number}", self.prompts.prompts[row], self.prompts.prompt_ids[row])
+            Asked(f"{name}-{number}", self.prompts.prompts[row], self.prompts.prompt_ids[row])
             for number, row in enumerate(rows)
         ]
         limit = self.horizon(step - 1)
-        return self.sampler.sample(asked, sizes.rollouts, replace(self.sampling, max_tokens=limit), [step])
+        return self.sampler.sample(asked, self.sizes.rollouts, replace(self.sampling, max_tokens=limit), path)
 
     def verify(self, groups: Sequence[Group], step: int) -> tuple[Group, ...]:
         """The groups with outcomes. A response that a horizon cut short has no verdict."""
@@ -91,6 +102,37 @@ class Parts:
             for group in verified
         )
 
+    @property
+    def redraws(self) -> bool:
+        """Whether groups that teach nothing are replaced."""
+        return self.sizes.draws > 1
+
+    def redraw(self, groups: Sequence[Group], step: int) -> tuple[tuple[Group, ...], dict[str, float]]:
+        """DAPO's dynamic sampling: groups of equal rewards give way to groups of other prompts, as far as draws go.
+
+        What is still missing then is filled up with groups that teach nothing, so that a step keeps its size.
+        """
+        used, seen = set(self.rows(step)), list(groups)
+        teaching = self.teaching(groups)
+        for draw in range(1, self.sizes.draws):
+            rows = other_rows(
+                step, draw, rows=len(self.prompts), count=self.sizes.prompts, seed=self.sizes.seed, used=used
+            )
+            if len(teaching) >= self.sizes.prompts or not rows:
+                break
+            used |= set(rows)
+            fresh = self.verify(self.drawn(rows, step, draw), step)
+            seen += fresh
+            teaching += self.teaching(fresh)
+        kept_names = {group.uid for group in teaching}
+        idle = [group for group in seen if group.uid not in kept_names]
+        kept = [*teaching, *idle][: self.sizes.prompts]
+        return tuple(kept), {"sampling/prompts_drawn": len(seen), "sampling/groups_teaching": len(teaching)}
+
+    def teaching(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups whose rewards differ."""
+        return [group for group, tells in zip(groups, informative(groups, self.credit), strict=True) if tells]
+
     def learn(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Learned:
         """One update of student and teacher."""
         views = [context.view for context in contexts] if self.method.distils else None
@@ -98,7 +140,7 @@ class Parts:
         samples = self.samples_of(groups, contexts, streams)
         record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
         metrics, divergences = self.policy.update(samples, step, record)
-        metrics |= rollout_metrics(groups)
+        metrics |= {**rollout_metrics(groups), **self.verifier.report()}
         metrics["actor/trained_fraction"] = float(np.mean([bool(stream.weights.any()) for stream in streams]))
         if views is not None:
             metrics |= self.contexts.metrics(views, groups)
@@ -141,7 +183,9 @@ class Parts:
 
     def validate(self, *, step: int) -> dict[str, float]:
         """Held-out quality of the published weights."""
-        return self.validator(step=step)
+        scores = self.validator(step=step)
+        self.verifier.report()  # the figures of steps are of training alone
+        return scores
 
     def save(self, step: int) -> None:
         """Keeps the student's weights, and beside them the settings that they were trained with."""
@@ -153,7 +197,7 @@ class Parts:
 
 def without_verdict_if_cut(rollout: Rollout, outcome: Outcome) -> Outcome:
     """The outcome of a rollout under a horizon shorter than the longest response."""
-    return Outcome.unknown("cut by the rollout horizon") if rollout.finish_reason == "length" else outcome
+    return Outcome.unknown("cut by the rollout horizon") if rollout.truncated else outcome
 
 
 def paired(group: Group) -> Iterator[tuple[Rollout, Outcome]]:
@@ -167,13 +211,14 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
     successes = [outcome.success for outcome in outcomes if outcome.success is not None]
     lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
-    cut = [rollout.finish_reason == "length" for group in groups for rollout in group.rollouts]
+    cut = [rollout.truncated for group in groups for rollout in group.rollouts]
     metrics = {
         **spread("critic/rewards", rewards),
         **spread("response_length", lengths),
         **spread("prompt_length", [len(group.prompt_ids) for group in groups]),
         "response_length/clip_ratio": float(np.mean(cut)),
         "critic/unknown_fraction": 1 - len(rewards) / len(outcomes),
+        "reward/unknown_fraction": 1 - len(rewards) / len(outcomes),
     }
     if successes:
         metrics["critic/success_rate"] = float(np.mean(successes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -204,6 +204,12 @@ def to_prompt(number: int, row: Mapping[str, Any]) -> Prompt | BadRowError:
     index = extra.get("index")
     prompt_id = str(number if index in (None, "") else index)
     return Prompt(prompt_id, tuple(messages), row["data_source"], str(truth), extra)
+
+
+def other_rows(step: int, draw: int, *, rows: int, count: int, seed: int, used: Collection[int]) -> list[int]:
+    """At most `count` rows that `used` does not name, for draw number `draw` (from 1) of a step, in a seeded order."""
+    order = np.random.default_rng([seed, step, draw]).permutation(rows)
+    return [int(row) for row in order if row not in used][:count]
 
 
 def batch_at(step: int, *, rows: int, batch_size: int, shuffle: bool, seed: int) -> list[int]:

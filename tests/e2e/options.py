@@ -63,6 +63,7 @@ CASES = {
             for key, value in {
                 "peer_policy": "shortest",
                 "dont_reprompt_on_self_success": "false",
+                "include_truncated_peers": "false",
                 "failure_solution_condition": "when_no_solution",
                 "remove_thinking_from_demonstration": "false",
                 "success_reward_threshold": "0.5",
@@ -206,6 +207,7 @@ CASES = {
             f"{ACTOR}.clip_ratio_c": "2.5",
             "algorithm.norm_adv_by_std_in_grpo": "true",
             "algorithm.filter_groups": "true",
+            "algorithm.max_num_gen_batches": "3",
             "algorithm.overlong_buffer": "20",
         },
     ),

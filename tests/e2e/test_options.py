@@ -156,6 +156,9 @@ def groups_of_equal_credit_are_left_out(run: Run) -> None:
             lost = min(max((line["response_length"] - 12) / 20, 0), 1)
             credits.setdefault(line["uid"], set()).add(line["score"] - lost)
         kept = sum(len(own) > 1 for own in credits.values()) / len(credits)
+        assert 4 <= record["sampling/prompts_drawn"] <= 12
+        assert record["sampling/prompts_drawn"] == 12 or record["sampling/groups_teaching"] >= 4
+        assert kept == min(1, record["sampling/groups_teaching"] / 4)
         assert record["actor/trained_fraction"] == pytest.approx(kept)
     assert summed(run, "actor/optimizer_steps") % 2 == 0, "every mini-batch twice"
 

@@ -74,6 +74,23 @@ def test_the_same_seed_gives_the_same_peers(group: Group, seed: int) -> None:
     assert first == second
 
 
+def test_a_cut_response_is_neither_a_success_nor_a_failure_unless_asked() -> None:
+    whole = group_of([RIGHT, RIGHT, WRONG, WRONG])
+    cut = tuple(
+        replace(rollout, finish_reason="length") if index in (1, 3) else rollout
+        for index, rollout in enumerate(whole.rollouts)
+    )
+    group = replace(whole, rollouts=cut)
+    peers = choose_peers(group, SETTINGS, random.Random(0), threshold=1.0)
+    shown = {choice.rollout_id for own in peers for choice in own.choices}
+    assert shown == {"u0", "u2"}
+    asked = replace(SETTINGS, include_truncated_peers=True)
+    for one, other in zip(
+        *(choose_peers(of, asked, random.Random(0), threshold=1.0) for of in (group, whole)), strict=True
+    ):
+        assert one == other
+
+
 def test_one_success_and_no_failure_is_sdpo_without_feedback() -> None:
     sdpo = ContextSettings(
         include_another_solution=False, include_failure_solution=False, include_environment_feedback=False

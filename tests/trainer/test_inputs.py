@@ -219,3 +219,9 @@ def test_weights_and_architectures_that_cannot_be_loaded_are_refused(refuse: Ref
 )
 def test_overrides_of_the_wrong_kind_are_refused(refuse: Refuse, override: str) -> None:
     assert "nothing was started" in refuse(override)
+
+
+def test_rollouts_that_cannot_be_dealt_in_the_published_order_are_told_at_the_start(refuse: Refuse) -> None:
+    said = refuse("reference_compat=true", "trainer.n_gpus_per_node=3")
+    assert "128 rollouts" in said
+    assert "choose a multiple of 3" in said

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from mopd.credit import CreditSettings, token_streams
@@ -13,9 +14,11 @@ from mopd.horizon import Constant, Horizon, Ratio
 from mopd.methods import METHODS
 from mopd.preference import preference_pairs
 from mopd.types import Group, Outcome, Rollout, View
-from tests.mopd.groups import RIGHT, UNKNOWN, WRONG, group_of
+from tests.mopd.groups import PROMPT, RIGHT, UNKNOWN, WRONG, group_of
 from trainer.contexts import Context
 from trainer.parts import Parts, Sizes, rollout_metrics
+from trainer.prompts import PromptSet
+from trainer.services import Asked
 from trainer.workers.sampler_types import SamplingSettings
 
 LONGEST = 20
@@ -59,6 +62,60 @@ def test_a_rollout_that_the_horizon_cut_has_no_verdict() -> None:
 
 def test_a_rollout_of_the_longest_length_keeps_its_verdict() -> None:
     assert verified([WRONG], [LONGEST], Constant(LONGEST)) == (WRONG,)
+
+
+class Sampler:
+    """Gives every prompt a group of two, named after its row."""
+
+    def sample(self, asked: list[Asked], n: int, settings: SamplingSettings, path: list[int]) -> tuple[Group, ...]:
+        return tuple(group_of([WRONG, WRONG], None, item.uid, row=item.prompt.prompt_id) for item in asked)
+
+
+class TellingVerifier:
+    """Groups of the rows in `telling` have one success, all others none."""
+
+    def __init__(self, telling: set[int]) -> None:
+        self.telling = telling
+
+    def verify(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        return tuple(
+            replace(group, outcomes=(RIGHT if int(group.prompt.prompt_id) in self.telling else WRONG, WRONG))
+            for group in groups
+        )
+
+
+@pytest.mark.parametrize(
+    ("telling", "draws", "teaching", "drawn"),
+    [
+        (set(range(10)), 4, 4, 4),  # all teach: nothing is drawn again
+        (set(), 2, 0, 8),  # none teaches: as many draws as allowed
+        (set(), 9, 0, 10),  # and never a prompt twice
+        ({0, 5, 9}, 9, 3, 10),
+        ({0, 1, 4, 5, 6, 7, 8, 9}, 9, 4, 8),
+    ],
+)
+def test_groups_that_teach_nothing_give_way(telling: set[int], draws: int, teaching: int, drawn: int) -> None:
+    prompts = PromptSet(
+        tuple(replace(PROMPT, prompt_id=str(row)) for row in range(10)), (np.zeros(1, np.int32),) * 10, 0
+    )
+    parts = parts_with(
+        sizes=Sizes(4, 2, False, 0, None, draws),
+        sampling=SamplingSettings(1.0, 1.0, LONGEST),
+        horizon=Constant(LONGEST),
+        credit=CreditSettings(),
+        prompts=prompts,
+        sampler=Sampler(),
+        verifier=TellingVerifier(telling),
+    )
+    groups, figures = parts.redraw(parts.verify(parts.sample(1), 1), 1)
+    told = [int(group.prompt.prompt_id) in telling for group in groups]
+    assert len(groups) == 4
+    assert len({group.uid for group in groups}) == 4
+    assert sum(told) == min(4, figures["sampling/groups_teaching"])
+    assert figures["sampling/prompts_drawn"] == drawn
+    assert sum(told) == teaching
+    again, _ = parts.redraw(parts.verify(parts.sample(1), 1), 1)
+    assert [group.uid for group in groups] == [group.uid for group in again]
 
 
 def test_the_actor_compares_the_rewards_that_credit_compares() -> None:

@@ -36,6 +36,8 @@ METHODS = (
     "opsd",
     "opd",
     "topd",
+    "popd",
+    "rloo",
     "gspo",
     "dppo",
     "drpo",
@@ -191,7 +193,7 @@ def contradictions(config: Config) -> list[str]:
     """Sentences for combinations of valid values that cannot be run."""
     actor = config.actor_rollout_ref.actor
     views = view_faults(config) if distils(actor) else teacherless_faults(config)
-    return [*length_faults(config), *batch_faults(config), *views]
+    return [*length_faults(config), *batch_faults(config), *views, *compat_faults(config)]
 
 
 def distils(actor: Actor) -> bool:
@@ -230,6 +232,27 @@ def length_faults(config: Config) -> list[str]:
         faults.append(
             f"algorithm.overlong_buffer={buffer} is above data.max_response_length={data.max_response_length}; lower it"
         )
+    return faults
+
+
+def compat_faults(config: Config) -> list[str]:
+    """Settings that published behaviour would leave unread."""
+    distill, gathered = config.actor_rollout_ref.actor.self_distillation, config.algorithm
+    faults = []
+    if gathered.max_num_gen_batches > 1 and not gathered.filter_groups:
+        faults.append(
+            f"algorithm.max_num_gen_batches={gathered.max_num_gen_batches}: prompts are drawn again only with "
+            f"algorithm.filter_groups=true; set that, or 1 here"
+        )
+    if not config.reference_compat:
+        return faults
+    read = {"peer_policy": ("random", "first"), "reprompt_truncation": ("peers", "right")}
+    for name, values in read.items():
+        if getattr(distill, name) not in values:
+            faults.append(
+                f"{DISTILL}.{name}={getattr(distill, name)}: reference_compat=true sets it to {values[1]}; "
+                f"leave one of them out"
+            )
     return faults
 
 
@@ -311,7 +334,8 @@ def context_settings(config: Config) -> ContextSettings:
         ValueError: a template lacks a field it needs, or names one that is not there.
     """
     distill = config.actor_rollout_ref.actor.self_distillation
-    return ContextSettings(**{name: getattr(distill, name) for name in ContextSettings.__dataclass_fields__})
+    asked = {name: getattr(distill, name) for name in ContextSettings.__dataclass_fields__}
+    return ContextSettings(**asked | ({"include_truncated_peers": True} if config.reference_compat else {}))
 
 
 def teacher_faults(config: Config) -> list[str]:

@@ -120,6 +120,8 @@ class SelfDistillation:
     """Shows feedback only where no successful sibling can be shown."""
     dont_reprompt_on_self_success: bool
     """A successful rollout is never its own demonstration."""
+    include_truncated_peers: bool
+    """Shows responses cut at the length limit too, as successes or failures by their reward; false: never."""
     remove_thinking_from_demonstration: bool
     """Strips thinking from every peer."""
     summarize_solutions: bool
@@ -239,6 +241,12 @@ class RefModel:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Ref:
     model: RefModel
+    placement: Literal["colocate", "own"]
+    """Where a frozen teacher computes: sharded over the actor's devices beside the student, or `own`: in processes of
+    its own, each with a whole copy, asked for log-probs of the entries compared and never for whole distributions."""
+    n_gpus: int = Field(ge=1)
+    """With placement=own: processes of the teacher, each with a whole GPU (on the CPU: processes); rank r asks the one
+    numbered r modulo this."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -264,7 +272,9 @@ class Algorithm:
     norm_adv_by_std_in_grpo: bool
     """Divides advantages by the group's standard deviation."""
     filter_groups: bool
-    """Leaves out groups whose rewards are all equal (DAPO's dynamic sampling; no others are drawn instead)."""
+    """Leaves out groups whose rewards are all equal (DAPO's dynamic sampling)."""
+    max_num_gen_batches: int = Field(ge=1)
+    """With filter_groups: draws of prompts in a step at most, until as many groups teach as were asked; 1: no more."""
     overlong_buffer: int = Field(ge=0)
     """Tokens before max_response_length over which a reward falls by up to 1 (DAPO's overlong shaping); 0: none."""
     rollout_correction: RolloutCorrection
@@ -307,10 +317,36 @@ class Trainer:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Reward:
+    workers: int | None = Field(ge=1)
+    """Processes that verify responses; null: as many as there are cores, at most 16."""
+    deadline_s: float = Field(gt=0)
+    """Longest wait for the verdict on one response, in seconds; after it the verdict is unknown, not wrong."""
+    sandbox_tier: Literal[1, 2, 3] | None
+    """Isolation of programs that responses hold, 1 the strongest; null: the strongest that the machine offers."""
+    allow_unsandboxed: bool
+    """Runs such programs with no isolation where the machine offers none; false: refuses to start there."""
+    trust_assertions: bool
+    """Lets assert-style tests decide rewards even where only the tested program itself can compare the results."""
+    float_tolerance: float | None = Field(ge=0)
+    """Difference, relative and absolute, at which numbers that programs print count as equal; null compares texts."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CustomRewardFunction:
+    path: str | None
+    """Python file of a reward function of your own, for every data source; null: the verifiers of mopd/rewards."""
+    name: str = Field(min_length=1)
+    """Its name in that file; docs/rewards.md has its signature."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     data: Data
     actor_rollout_ref: ActorRolloutRef
     algorithm: Algorithm
+    reward: Reward
+    custom_reward_function: CustomRewardFunction
     trainer: Trainer
     reference_compat: bool
     """Published behaviour where that is safe: peers in the published order, the loss normalised per micro-batch,
