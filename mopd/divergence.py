@@ -82,11 +82,12 @@ def captured_mass(
         whole = torch.ones_like(wide(student_logits[..., 0]))
         return whole, whole.clone()
     ids_K = support_ids(student_logits, teacher_logits, topk, support)
-    student_mass, teacher_mass = (
-        gather_logprobs(logits, ids_K).masked_fill(_repeated(ids_K), LOG_FLOOR).exp().sum(-1)
-        for logits in (student_logits, teacher_logits)
-    )
-    return student_mass, teacher_mass
+    return mass(gather_logprobs(student_logits, ids_K), ids_K), mass(gather_logprobs(teacher_logits, ids_K), ids_K)
+
+
+def mass(logprobs_K: Tensor, ids_K: Tensor) -> Tensor:
+    """The probability of all entries together, `[..., K]` log-probs to `[...]`; a repeated id counts once."""
+    return logprobs_K.masked_fill(_repeated(ids_K), LOG_FLOOR).exp().sum(-1)
 
 
 def support_ids(student_logits: Tensor, teacher_logits: Tensor, topk: int, support: Support = "student") -> Tensor:
@@ -114,7 +115,12 @@ def topk_logprobs(logits: Tensor, ids_K: Tensor, tail: Tail = "bucket") -> Tenso
     Returns: for `bucket` `[..., K + 1]`, the exact log-probs of the entries and last the log of the mass of
     all others, log(1 - sum p); for `renormalize` `[..., K]`, rescaled to sum to one.
     """
-    logprobs_K = gather_logprobs(logits, ids_K).masked_fill(_repeated(ids_K), LOG_FLOOR)
+    return closed(gather_logprobs(logits, ids_K), ids_K, tail)
+
+
+def closed(logprobs_K: Tensor, ids_K: Tensor, tail: Tail = "bucket") -> Tensor:
+    """As `topk_logprobs`, of entries `[..., K]` whose log-probs are there already: for a model that is elsewhere."""
+    logprobs_K = logprobs_K.masked_fill(_repeated(ids_K), LOG_FLOOR)
     log_mass = logprobs_K.logsumexp(dim=-1, keepdim=True)
     if tail == "renormalize":
         return logprobs_K - log_mass

@@ -2,6 +2,7 @@
 
     distillation_loss     MOPD, SDPO and teacher-student: aggregate(weights * divergence(student, teacher))
     sampled_token_loss    the same by one sampled token: aggregate(weights * constant(log S/T) * log S)
+    divergence_loss       what both end in: aggregate(weights * values that are there already)
     policy_gradient_loss  GRPO: aggregate(weights * clipped(ratio * advantage)); its kin: mopd.policy_losses
 
 All end in `aggregate`, whose denominator may be a count over *all* ranks and micro-batches: then the losses
@@ -72,12 +73,49 @@ def distillation_loss(
     values_B_T = token_divergence(
         student_logits, teacher_logits, mask_B_T, alpha=alpha, topk=topk, tail=tail, support=support
     )
-    weights_B_T = None
-    if is_clip is not None:
-        logprobs_B_T = token_logprobs(student_logits.detach(), tokens.where(mask_B_T, 0))
-        weights_B_T = _moved_weights(logprobs_B_T, old_logprobs, is_clip)
-    values_B_T = _weighted(values_B_T, mask_B_T, (weights_B_T, importance_weights), step_ids)
-    return aggregate(values_B_T, mask_B_T, aggregation, denominator)
+    # Without `is_clip` nobody looks at the log-probs of the tokens.
+    logprobs_B_T = values_B_T if is_clip is None else token_logprobs(student_logits, tokens.where(mask_B_T, 0))
+    return divergence_loss(
+        values_B_T,
+        logprobs_B_T.detach(),
+        mask_B_T,
+        old_logprobs=old_logprobs,
+        is_clip=is_clip,
+        importance_weights=importance_weights,
+        step_ids=step_ids,
+        aggregation=aggregation,
+        denominator=denominator,
+    )
+
+
+def divergence_loss(
+    values: Tensor,
+    logprobs: Tensor,
+    response_mask: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    is_clip: float | None = None,
+    importance_weights: Tensor | None = None,
+    sequence_mask: Tensor | None = None,
+    step_ids: Tensor | None = None,
+    aggregation: Aggregation = "token-mean",
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """What `distillation_loss` makes of divergences `[B, T]`, wherever they were computed: weighted, then averaged.
+
+    Args:
+        values: `[B, T]`, differentiable.
+        logprobs: `[B, T]` of the sampled tokens under the student, needed by `is_clip` only; a constant.
+        response_mask and the options: as in `distillation_loss`.
+
+    Returns: a scalar; 0, with zero gradient, if all is masked. Raises ValueError on a wrong shape or option.
+    """
+    mask_B_T = _loss_mask(response_mask, sequence_mask, step_ids)
+    weights_B_T = None if is_clip is None else _moved_weights(logprobs, old_logprobs, is_clip)
+    weighted_B_T = _weighted(
+        shaped("values", values, mask_B_T.shape), mask_B_T, (weights_B_T, importance_weights), step_ids
+    )
+    return aggregate(weighted_B_T, mask_B_T, aggregation, denominator)
 
 
 def sampled_token_loss(
@@ -109,10 +147,17 @@ def sampled_token_loss(
     mask_B_T = _loss_mask(response_mask, sequence_mask, step_ids)
     student_N = wide(shaped("student_logprobs", student_logprobs, mask_B_T.shape)[mask_B_T])
     teacher_N = wide(shaped("teacher_logprobs", teacher_logprobs, mask_B_T.shape)[mask_B_T])
-    values_B_T = placed((student_N - teacher_N).detach() * student_N, mask_B_T)
-    weights_B_T = None if is_clip is None else _moved_weights(student_logprobs, old_logprobs, is_clip)
-    values_B_T = _weighted(values_B_T, mask_B_T, (weights_B_T, importance_weights), step_ids)
-    return aggregate(values_B_T, mask_B_T, aggregation, denominator)
+    return divergence_loss(
+        placed((student_N - teacher_N).detach() * student_N, mask_B_T),
+        student_logprobs.detach(),
+        mask_B_T,
+        old_logprobs=old_logprobs,
+        is_clip=is_clip,
+        importance_weights=importance_weights,
+        step_ids=step_ids,
+        aggregation=aggregation,
+        denominator=denominator,
+    )
 
 
 def policy_gradient_loss(

@@ -13,9 +13,11 @@ from trainer import cluster
 from trainer.config.compose import context_settings
 from trainer.config.schema import Config
 from trainer.contexts import ContextBuilder, PeerRule
+from trainer.health import health_of
 from trainer.packing import Packing
 from trainer.parts import Parts, Sizes
 from trainer.prompts import PromptSet, Renderer
+from trainer.saving import Saver
 from trainer.schedule import Schedule
 from trainer.services import Policy, Sampling
 from trainer.settings import (
@@ -26,6 +28,7 @@ from trainer.settings import (
     optim_settings,
     teacher_settings,
 )
+from trainer.stopping import Stopper
 from trainer.tracking import Journal
 from trainer.validate import Validator
 from trainer.verification import Verification, pool_size
@@ -251,6 +254,8 @@ def build_parts(
     services: tuple[Policy, Sampling, Verification],
     journal: Journal,
     schedule: Schedule,
+    saver: Saver,
+    stopper: Stopper,
 ) -> Parts:
     """Puts the parts of a run together."""
     policy, sampler, verifier = services
@@ -289,5 +294,8 @@ def build_parts(
         policy=policy,
         validator=validator,
         journal=journal,
+        health=health_of(config, journal.folders.output),
         schedule=schedule,
+        saver=saver,
+        stopper=stopper,
     )

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
@@ -21,6 +21,8 @@ log = logging.getLogger("mopd")
 
 SPEAK_EVERY_S = 60.0
 """A wait longer than this says what it waits for."""
+POLL_S = 0.05
+"""How often other work is looked after during a wait."""
 
 
 class WorkerError(RuntimeError):
@@ -98,8 +100,11 @@ def wait(references: Sequence[Any], doing: str, deadline_s: float) -> None:
         left = deadline_s - (time.monotonic() - started)
         if left <= 0:
             raise DeadlineError(f"{doing}: no answer within trainer.deadline_s={deadline_s:g} s")
-        _, pending = ray.wait(pending, num_returns=len(pending), timeout=min(left, SPEAK_EVERY_S))
-        if pending:
+        # One at a time: when one rank is lost, the others may wait for it in a collective for as long as they may.
+        ready, pending = ray.wait(pending, num_returns=1, timeout=min(left, SPEAK_EVERY_S))
+        if pending and ready:
+            fail_early(ready, pending, doing)
+        elif pending:
             waited = time.monotonic() - started
             log.info(
                 "still %s: %d of %d answers missing after %.0f s",
@@ -108,7 +113,51 @@ def wait(references: Sequence[Any], doing: str, deadline_s: float) -> None:
                 len(references),
                 waited,
             )
-            fail_early(references, pending, doing)
+
+
+def stream(
+    call: Any, arguments: Sequence[Any], doing: str, deadline_s: float, between: Callable[[], None]
+) -> Iterator[Any]:
+    """What the worker's method `call` yields, as it comes; `between` is called all the while.
+
+    Waiting speaks as in `wait`; the deadline is that of the wait for the next one.
+
+    Raises:
+        WorkerError: the worker failed or died, or the deadline passed.
+    """
+    items = call.options(num_returns="streaming").remote(*arguments)
+    started = spoke = time.monotonic()
+    while True:
+        ready, _ = ray.wait([items], timeout=POLL_S)
+        between()
+        now = time.monotonic()
+        if ready:
+            try:
+                reference = next(items)
+            except StopIteration:
+                return
+            yield answer(reference, doing)
+            started = spoke = time.monotonic()
+        elif now - started > deadline_s:
+            raise DeadlineError(f"{doing}: no answer within trainer.deadline_s={deadline_s:g} s")
+        elif now - spoke > SPEAK_EVERY_S:
+            log.info("still %s after %.0f s", doing, now - started)
+            spoke = now
+
+
+def ended(references: Sequence[Any], wait_s: float) -> list[Any]:
+    """Those of `references` whose answer, or failure, is there; waits at most `wait_s` seconds for the first."""
+    if not references:
+        return []
+    done, _ = ray.wait(list(references), num_returns=1, timeout=wait_s)
+    if done:
+        done, _ = ray.wait(list(references), num_returns=len(references), timeout=0)
+    return list(done)
+
+
+def kill(worker: Any) -> None:
+    """Ends a worker's process, whatever it is doing."""
+    ray.kill(worker)
 
 
 def fail_early(references: Sequence[Any], pending: Sequence[Any], doing: str) -> None:

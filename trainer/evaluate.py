@@ -23,18 +23,17 @@ from rich.table import Table
 
 from mopd.types import Group
 from trainer import cluster
-from trainer.assemble import Placement, place_sampler, worker_environment
+from trainer.assemble import Placement, place_sampler, place_verifiers, worker_environment
 from trainer.config.compose import PROJECT, nearest, read_yaml, resolve
 from trainer.config.schema import STRICT, Config
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
 from trainer.folders import fresh
-from trainer.inputs import load_tokenizer, summary_instruction, unknown_sources
+from trainer.inputs import load_tokenizer, reward_faults, summary_instruction, unknown_sources
 from trainer.prompts import Renderer, load
-from trainer.services import StandingSampling, Verification
+from trainer.services import StandingSampling
 from trainer.tracking import write_responses
 from trainer.validate import Validator
 from trainer.workers.sampler_types import SamplingSettings
-from trainer.workers.verifier import VerifierWorker
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -149,7 +148,8 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
         drop_overlong=True,
         instruction=asked.instruction,
     )
-    if faults := unknown_sources("data", asked.data, prompts):
+    trained = run_configuration(Path(asked.model))
+    if faults := [*unknown_sources(trained, "data", asked.data, prompts.prompts), *reward_faults(trained, [prompts])]:
         raise BadInputError(faults)
     output = Path(asked.output)
     try:
@@ -174,9 +174,10 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
             gpu_memory_utilization=0.9,
             kv_cache_mib=asked.kv_cache_mib,
         )
+        verification = place_verifiers(trained)
         validator = Validator(
-            sampler=StandingSampling(spawn, seed=asked.seed, deadline_s=asked.deadline_s),
-            verifier=Verification(cluster.spawn(VerifierWorker, num_cpus=0, num_gpus=0), asked.deadline_s),
+            sampler=StandingSampling(spawn, seed=asked.seed, deadline_s=asked.deadline_s, verification=verification),
+            verifier=verification,
             prompts=prompts,
             settings=SamplingSettings(asked.temperature, asked.top_p, asked.max_response_length),
             k=asked.n,

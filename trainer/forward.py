@@ -30,6 +30,12 @@ class TokenBatch:
     present: Tensor
     """[B, T], 1 where there is a response token."""
 
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same on another device."""
+        return TokenBatch(
+            self.input_ids.to(device), self.positions.to(device), self.tokens.to(device), self.present.to(device)
+        )
+
 
 def batch_of(prompts: Sequence[IntArray], responses: Sequence[IntArray], device: torch.device) -> TokenBatch:
     """Lays prompts and responses out as padded rows."""

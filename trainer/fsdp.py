@@ -1,8 +1,9 @@
-"""FSDP2: the student and the EMA teacher, sharded alike over the ranks; full weights gathered by name."""
+"""FSDP2: the student and the EMA teacher, sharded alike over the ranks; full weights by name; a teacher kept whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,33 @@ def build_scorer(
 
     Computes in bf16 on CUDA and in fp32 on the CPU; gradients are reduced in fp32 on both.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        model_path, dtype=torch.float32, attn_implementation=attn_implementation
-    )
-    model.config.use_cache = False
+    model = load_model(model_path, torch.float32, attn_implementation)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     scorer = ResponseScorer(model.to(mesh.device_type))
-    compute = torch.bfloat16 if mesh.device_type == "cuda" else torch.float32
-    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype(mesh.device_type), reduce_dtype=torch.float32)
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(scorer, mesh=mesh, mp_policy=precision)
     return scorer
+
+
+def whole_scorer(model_path: str, device: torch.device, attn_implementation: str) -> ResponseScorer:
+    """The model of a folder, whole on one device, in the dtype that the sharded ones compute in; it is not trained."""
+    model = load_model(model_path, compute_dtype(device.type), attn_implementation)
+    return ResponseScorer(model.to(device)).eval().requires_grad_(False)
+
+
+def load_model(model_path: str, dtype: torch.dtype, attn_implementation: str) -> Any:
+    """The causal language model of a folder, on the CPU, without a cache of keys and values."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation=attn_implementation)
+    model.config.use_cache = False
+    return model
+
+
+def compute_dtype(device_type: str) -> torch.dtype:
+    """bf16 on CUDA, fp32 on the CPU."""
+    return torch.bfloat16 if device_type == "cuda" else torch.float32
 
 
 def shards(module: nn.Module) -> list[Tensor]:

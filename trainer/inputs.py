@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mopd.rewards import VERIFIERS, verifier_of
+from mopd.rewards import VERIFIERS, code, sandbox, verifier_of
+from mopd.rewards.custom import check
 from mopd.teacher import check_vocabulary
-from trainer.assemble import Placement, Renderers
-from trainer.config.compose import PROJECT, contradictions, distils, missing_files
+from mopd.types import Prompt
+from trainer.assemble import Placement, Renderers, custom_reward
+from trainer.config.compose import PROJECT, contradictions, distils
 from trainer.config.schema import Config
 from trainer.errors import BadInputError
 from trainer.prompts import PromptSet, Renderer, load
+from trainer.rows import read_tasks
 from trainer.tracking import missing_trackers
 
 MODEL_KEY = "actor_rollout_ref.model.path"
@@ -40,6 +45,8 @@ class Inputs:
     renderers: Renderers
     train: PromptSet
     held_out: PromptSet
+    isolation: sandbox.Probe | None
+    """What this machine offers to run programs in; None where no row needs that."""
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -48,48 +55,65 @@ def read_inputs(config: Config) -> Inputs:
     Raises:
         BadInputError: every fault of configuration, devices, model and data, together.
     """
-    problems = [*contradictions(config), *placement_faults(config), *distance_faults(config), *missing_packages(config)]
+    inputs, problems = examined(config, torch.cuda.device_count())
+    if inputs is None:
+        raise BadInputError(problems)
+    return inputs
+
+
+def examined(config: Config, gpus: int, *, weights: bool = True) -> tuple[Inputs | None, list[str]]:
+    """What the configuration names, and every fault of it on a machine of so many GPUs; None where there are any.
+
+    Without `weights` a model's folder may lack them.
+    """
+    problems = [*contradictions(config), *placement_faults(config, gpus), *distance_faults(config, gpus)]
+    problems += missing_packages(config)
     model, teacher = config.actor_rollout_ref.model.path, config.actor_rollout_ref.ref.model.path
-    faults = model_faults(config, MODEL_KEY, model)
+    faults = model_faults(config, MODEL_KEY, model, weights=weights)
     if teacher is not None:
-        faults += model_faults(config, TEACHER_KEY, teacher)
+        faults += model_faults(config, TEACHER_KEY, teacher, weights=weights)
     if faults:
-        raise BadInputError([*problems, *faults, *missing_data(config)])
+        return None, [*problems, *faults, *row_faults(config, untokenized=True)]
     try:
         renderers = load_renderers(config)
         problems += breadth_faults(config)
+    except BadInputError as error:
+        return None, [*problems, *error.problems, *row_faults(config, untokenized=True)]
+    try:
         sets = load_prompts(config, renderers.student)
     except BadInputError as error:
-        raise BadInputError([*problems, *error.problems]) from None
+        faults = [*error.problems, *row_faults(config, untokenized=False)]
+        return None, list(dict.fromkeys([*problems, *faults]))
     if problems:
-        raise BadInputError(problems)
-    return Inputs(placement_of(config), renderers, *sets)
+        return None, problems
+    return Inputs(placement_of(config, gpus), renderers, *sets, isolation(config, sets)), []
 
 
-def device_of(config: Config) -> str:
-    """cuda where it is asked for, or where a GPU is visible and nothing was said."""
-    asked = config.trainer.device
-    return ("cuda" if torch.cuda.device_count() else "cpu") if asked == "auto" else asked
+def device_of(config: Config, gpus: int | None = None) -> str:
+    """cuda where it is asked for, or where a GPU is visible and nothing was said; `gpus` stands for those visible."""
+    asked, visible = config.trainer.device, torch.cuda.device_count() if gpus is None else gpus
+    return ("cuda" if visible else "cpu") if asked == "auto" else asked
 
 
-def placement_of(config: Config) -> Placement:
-    """The devices of the workers."""
-    device = device_of(config)
+def placement_of(config: Config, gpus: int | None = None) -> Placement:
+    """The devices of the workers; `gpus` stands for those visible."""
+    device, visible = device_of(config, gpus), torch.cuda.device_count() if gpus is None else gpus
     asked, beside = config.actor_rollout_ref.ref.n_gpus, config.actor_rollout_ref.ref.placement == "colocate"
     teachers = 0 if beside else asked
-    by_default = max(torch.cuda.device_count() - teachers, 1) if device == "cuda" else 1
+    by_default = max(visible - teachers, 1) if device == "cuda" else 1
     return Placement(device, config.trainer.n_gpus_per_node or by_default, teachers)
 
 
-def placement_faults(config: Config) -> list[str]:
-    """Sentences for devices that are not there."""
-    asked, visible, faults = config.trainer, torch.cuda.device_count(), []
-    if device_of(config) == "cuda" and (asked.n_gpus_per_node or 1) > visible:
+def placement_faults(config: Config, gpus: int | None = None) -> list[str]:
+    """Sentences for devices that are not there; `gpus` stands for those visible."""
+    asked, visible, faults = config.trainer, torch.cuda.device_count() if gpus is None else gpus, []
+    if device_of(config, gpus) == "cuda" and (asked.n_gpus_per_node or 1) > visible:
         faults.append(
             f"trainer.device={asked.device}, trainer.n_gpus_per_node={asked.n_gpus_per_node}: {visible} GPUs are "
             f"visible; lower N_GPUS_PER_NODE, or set trainer.device=cpu"
         )
-    rollouts, ranks = config.data.train_batch_size * config.actor_rollout_ref.rollout.n, placement_of(config).ranks
+    rollouts = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    ranks = placement_of(config, gpus).ranks
     if config.reference_compat and distils(config.actor_rollout_ref.actor) and rollouts % ranks:
         faults.append(
             f"reference_compat=true: a step's {rollouts} rollouts (TRAIN_BATCH_SIZE x ROLLOUT_BATCH_SIZE) cannot be "
@@ -100,12 +124,13 @@ def placement_faults(config: Config) -> list[str]:
     return faults
 
 
-def distance_faults(config: Config) -> list[str]:
-    """Sentences for what a teacher with a placement of its own cannot do, and for devices that it would lack."""
+def distance_faults(config: Config, gpus: int | None = None) -> list[str]:
+    """Sentences for what a teacher with a placement of its own cannot do, and for devices that it would lack; `gpus`
+    stands for those visible."""
     ref, actor = config.actor_rollout_ref.ref, config.actor_rollout_ref.actor
     if ref.placement != "own":
         return []
-    asked, distill, placement = f"{PLACEMENT_KEY}=own", actor.self_distillation, placement_of(config)
+    asked, distill, placement = f"{PLACEMENT_KEY}=own", actor.self_distillation, placement_of(config, gpus)
     if not distils(actor):
         return [f"{asked}: the loss {actor.policy_loss.loss_mode} asks no teacher of its own; set it to colocate"]
     faults = []
@@ -124,7 +149,7 @@ def distance_faults(config: Config) -> list[str]:
             f"actor_rollout_ref.ref.n_gpus={placement.teachers}: {placement.ranks} actor processes ask one teacher "
             f"each, so others would idle; lower it"
         )
-    visible = torch.cuda.device_count()
+    visible = torch.cuda.device_count() if gpus is None else gpus
     if placement.device == "cuda" and placement.ranks + placement.teachers > visible:
         faults.append(
             f"{asked}: {placement.ranks} actor processes and {placement.teachers} of the teacher need as many GPUs, "
@@ -158,7 +183,7 @@ def missing_packages(config: Config) -> list[str]:
     return faults
 
 
-def model_faults(config: Config, name: str, path: str) -> list[str]:
+def model_faults(config: Config, name: str, path: str, *, weights: bool = True) -> list[str]:
     """Sentences for a model folder that cannot be a model, or that is too short for the lengths asked."""
     key, folder = f"{name}={path}", Path(path)
     if not folder.is_dir():
@@ -177,9 +202,10 @@ def model_faults(config: Config, name: str, path: str) -> list[str]:
         return [f"{key}: its config.json must be an object; got {type(described).__name__}"]
     if described.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or described.get("is_encoder_decoder"):
         return [f"{key}: model_type={described.get('model_type')!r} is no causal language model"]
-    if not (weights := sorted(folder.glob("*.safetensors"))):
+    files = sorted(folder.glob("*.safetensors"))
+    if weights and not files:
         return [f"{key}: the folder has no weights (*.safetensors)"]
-    for file in weights:
+    for file in files:
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -244,9 +270,28 @@ def load_tokenizer(name: str, path: str) -> Any:
     return tokenizer
 
 
-def missing_data(config: Config) -> list[str]:
-    """Sentences for data files that are not there, for when nothing can be tokenized."""
-    return missing_files({"data.train_files": config.data.train_files, "data.val_files": config.data.val_files})
+def row_faults(config: Config, *, untokenized: bool) -> list[str]:
+    """Sentences for what is wrong with the data whatever the tokenizer; with `untokenized` for their number too."""
+    faults = []
+    for key, path in (("data.train_files", config.data.train_files), ("data.val_files", config.data.val_files)):
+        with contextlib.suppress(BadInputError):
+            convert_beside(Path(path))
+        prompts, told = read_tasks(path, key)
+        faults += [*told, *unknown_sources(config, key, path, prompts)]
+        if untokenized and prompts and key == "data.train_files":
+            faults += too_few(config, len(prompts))
+    return faults
+
+
+def too_few(config: Config, prompts: int) -> list[str]:
+    """A sentence where the training file has fewer prompts than a step takes."""
+    data = config.data
+    if prompts >= data.train_batch_size:
+        return []
+    return [
+        f"data.train_batch_size={data.train_batch_size}: {data.train_files} has {prompts} prompts that fit; "
+        f"lower TRAIN_BATCH_SIZE"
+    ]
 
 
 def load_prompts(config: Config, renderer: Renderer) -> tuple[PromptSet, PromptSet]:
@@ -270,14 +315,11 @@ def load_prompts(config: Config, renderer: Renderer) -> tuple[PromptSet, PromptS
         except BadInputError as error:
             problems += error.problems
             continue
-        problems += unknown_sources(key, path, found)
+        problems += unknown_sources(config, key, path, found.prompts)
         sets.append((key, found))
     for key, found in sets:
-        if key == "data.train_files" and len(found) < data.train_batch_size:
-            problems.append(
-                f"data.train_batch_size={data.train_batch_size}: {data.train_files} has {len(found)} prompts that fit; "
-                f"lower TRAIN_BATCH_SIZE"
-            )
+        problems += too_few(config, len(found)) if key == "data.train_files" else []
+    problems += reward_faults(config, [found for _, found in sets])
     if problems:
         raise BadInputError(list(dict.fromkeys(problems)))
     return sets[0][1], sets[1][1]
@@ -290,12 +332,47 @@ def summary_instruction(config: Config) -> str:
     return distill.summary_instruction if wanted else ""
 
 
-def unknown_sources(key: str, path: str, prompts: PromptSet) -> list[str]:
-    """A sentence for every data source without a verifier."""
-    names = sorted(name for name in {prompt.data_source for prompt in prompts.prompts} if verifier_of(name) is None)
+def unknown_sources(config: Config, key: str, path: str, prompts: Iterable[Prompt]) -> list[str]:
+    """A sentence for every data source without a verifier; a function of the user's own serves them all."""
+    if custom_reward(config) is not None:
+        return []
+    names = sorted(name for name in {prompt.data_source for prompt in prompts} if verifier_of(name) is None)
     return [
         f"{key}={path}: data_source {name!r} has no verifier; known: {', '.join(sorted(VERIFIERS))}" for name in names
     ]
+
+
+def isolation(config: Config, sets: Iterable[PromptSet]) -> sandbox.Probe | None:
+    """What this machine offers to run programs in; None where no row needs that."""
+    if custom_reward(config) is not None:
+        return None
+    verifiers = [verifier_of(name) for name in {prompt.data_source for found in sets for prompt in found.prompts}]
+    needed = any(verifier is not None and verifier.verify is code.verify for verifier in verifiers)
+    return sandbox.probe() if needed else None
+
+
+def reward_faults(config: Config, sets: Iterable[PromptSet]) -> list[str]:
+    """Sentences for a reward function that cannot be used, and for an isolation that cannot be had."""
+    asked, custom = config.custom_reward_function, custom_reward(config)
+    if custom is not None:
+        try:
+            check(custom)
+        except ValueError as error:
+            return [f"custom_reward_function.path={asked.path}, custom_reward_function.name={asked.name}: {error}"]
+    offered = isolation(config, sets)
+    if offered is None:
+        return []
+    tier = config.reward.sandbox_tier
+    if tier is not None and tier < offered.tier:
+        why = offered.missing.get(tier, offered.reason)
+        return [f"reward.sandbox_tier={tier}: this machine does not offer it ({why}); set it to null"]
+    if tier is None and offered.tier == 4 and not config.reward.allow_unsandboxed:
+        return [
+            f"reward.allow_unsandboxed=false: the data asks for programs to be run, and this machine cannot isolate "
+            f"them ({offered.reason}); run it where user namespaces, Landlock or seccomp work, or, on a machine that "
+            f"holds nothing of value, set reward.allow_unsandboxed=true"
+        ]
+    return []
 
 
 def convert_beside(file: Path) -> None:

@@ -56,6 +56,7 @@ def train(parts: Parts) -> None:
         with clock.turn("validate"):
             scores = parts.validate(step=0)
         parts.journal.remember(0, scores, clock.total())
+    parts.stopper.begin()
     for step in parts.schedule.steps():
         clock = Clock(step, parts.journal.begins)
         with clock.turn("sample"):
@@ -76,9 +77,15 @@ def train(parts: Parts) -> None:
         if parts.schedule.validates(step):
             with clock.turn("validate"):
                 metrics |= parts.validate(step=step)
+        metrics |= parts.health.watch(step, metrics)
         with clock.turn("remember"):
             parts.journal.rollouts(step, groups, contexts, learned.divergences)
         parts.journal.remember(step, metrics, clock.total())
-        if parts.schedule.saves(step):
+        ending = parts.ending(step)
+        if ending or parts.schedule.saves(step):
             with clock.turn("save"):
-                parts.save(step)
+                parts.saver.save(step)
+        if ending:
+            parts.saver.settle(wait=True)
+            raise ending
+    parts.saver.settle(wait=True)

@@ -1,6 +1,7 @@
 """`python -m trainer.main --config-name NAME key=value ...`: one training run, from the command line to the last table.
 
-Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 failure, 2 bad input, 3 stopped because the run no longer learnt, 75 stopped by a signal or the
+time budget with a checkpoint, 130 interrupted twice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from rich.text import Text
 
 from trainer.config.compose import METHODS, Resolved, as_yaml, contradictions, resolve
 from trainer.display import open_screen
-from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
+from trainer.errors import (
+    BAD_INPUT,
+    DONE,
+    FAILURE,
+    INTERRUPTED,
+    STOPPED,
+    UNHEALTHY,
+    BadInputError,
+    RunUnhealthyError,
+    StoppedError,
+)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInputError as error:
         errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return BAD_INPUT
+    except RunUnhealthyError as error:
+        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return UNHEALTHY
+    except StoppedError as reason:
+        errors.print(str(reason), style="yellow", highlight=False, soft_wrap=True)
+        return STOPPED
     except KeyboardInterrupt:
         errors.print("interrupted", style="red")
         return INTERRUPTED

@@ -12,6 +12,7 @@ from mopd import importance, losses, preference
 from mopd.divergence import Support, Tail, captured_mass
 from mopd.methods import Method, Signal
 from mopd.policy_losses import POLICY_LOSSES
+from mopd.support import TeacherAnswer, divergence_on, mass_on
 from trainer.packing import Sample, loss_mask
 
 
@@ -42,13 +43,27 @@ class LossSettings:
     def denominator(self, samples: Sequence[Sample]) -> float:
         """What the loss of all ranks' samples is divided by; at least 1."""
         if self.method.signal == "preference":
-            rewards = torch.tensor([sample.reward for sample in samples])
-            return max(1.0, len(preference.preference_pairs(rewards, [sample.group for sample in samples])))
+            return max(1.0, pairs_among(samples))
         by_tokens = self.aggregation == "token-mean" and self.method.signal != "likelihood"
         if by_tokens:
             return max(1.0, float(sum(loss_mask(sample).sum() for sample in samples)))
         full_width = self.aggregation == "seq-mean-token-sum-norm" and self.method.signal != "likelihood"
         return max(1.0, float(len(samples) * (self.max_response_length if full_width else 1)))
+
+    def counts(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """What a step's rollouts give to learn from, by published metric name: pairs, or successes."""
+        if self.method.signal == "preference":
+            return {f"{self.method.loss}/num_pairs": pairs_among(samples)}
+        if self.method.signal != "likelihood" or not samples:
+            return {}
+        successes = sum(bool(loss_mask(sample).any()) for sample in samples)
+        return {"sft/num_success": successes, "sft/frac_success": successes / len(samples)}
+
+
+def pairs_among(samples: Sequence[Sample]) -> int:
+    """How many pairs of one group's rollouts differ in reward."""
+    rewards = torch.tensor([sample.reward for sample in samples])
+    return len(preference.preference_pairs(rewards, [sample.group for sample in samples]))
 
 
 @dataclass(frozen=True)
@@ -88,8 +103,9 @@ class Scored:
 
     student_logits: Tensor
     """[B, T, V], tempered, with gradient."""
-    teacher_logits: Tensor | None
-    """[B, T, V], tempered: the teacher's on its view; for DPO the initial model's on the student's own prompt."""
+    teacher: Tensor | TeacherAnswer | None
+    """Logits [B, T, V], tempered: the teacher's on its view; for DPO the initial model's on the student's own prompt.
+    Of a teacher that is elsewhere, what it says of the entries that are compared."""
     logprobs: Tensor
     """[B, T], the student's of the response, with gradient."""
     old_logprobs: Tensor
@@ -99,7 +115,7 @@ class Scored:
 
 def contribution(
     student_logits: Tensor,
-    teacher_logits: Tensor | None,
+    teacher: Tensor | TeacherAnswer | None,
     targets: Targets,
     settings: LossSettings,
     denominator: float,
@@ -107,7 +123,7 @@ def contribution(
     """The loss of a micro-batch, divided by `denominator`."""
     logprobs = losses.token_logprobs(student_logits, targets.tokens)
     old = logprobs.detach() if targets.old_logprobs is None else targets.old_logprobs
-    scored = Scored(student_logits, teacher_logits, logprobs, old, targets)
+    scored = Scored(student_logits, teacher, logprobs, old, targets)
     loss, measured = OBJECTIVES[settings.method.signal](scored, settings, denominator)
     common = {"actor/ppo_kl": old - logprobs.detach(), "actor/entropy": entropy(student_logits.detach())}
     return Contribution(loss, old, {**common, **measured})
@@ -135,17 +151,13 @@ Part = tuple[Tensor, dict[str, Tensor]]
 
 def divergence_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
     """Divergence to the teacher's next-token distribution."""
-    assert scored.teacher_logits is not None
-    targets, support = scored.targets, settings.support
-    loss = losses.distillation_loss(
-        scored.student_logits,
-        scored.teacher_logits,
-        targets.tokens,
+    targets = scored.targets
+    compare = compared_on if isinstance(scored.teacher, TeacherAnswer) else compared
+    divergence, masses = compare(scored, settings)
+    loss = losses.divergence_loss(
+        divergence,
+        scored.logprobs.detach(),
         targets.mask,
-        alpha=settings.alpha,
-        topk=settings.topk,
-        tail=settings.tail,
-        support=support,
         old_logprobs=scored.old_logprobs,
         is_clip=settings.is_clip,
         importance_weights=correction(scored, settings),
@@ -153,28 +165,41 @@ def divergence_part(scored: Scored, settings: LossSettings, denominator: float) 
         aggregation=settings.aggregation,
         denominator=denominator,
     )
-    with torch.no_grad():
-        divergence = losses.token_divergence(
-            scored.student_logits,
-            scored.teacher_logits,
-            targets.mask,
-            alpha=settings.alpha,
-            topk=settings.topk,
-            tail=settings.tail,
-            support=support,
-        )
-        masses = captured_mass(scored.student_logits, scored.teacher_logits, topk=settings.topk, support=support)
     return loss, {
-        "self_distillation/divergence": divergence,
+        "self_distillation/divergence": divergence.detach(),
         "self_distillation/topk_mass_student": masses[0],
         "self_distillation/topk_mass_teacher": masses[1],
     }
 
 
+def compared(scored: Scored, settings: LossSettings) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Divergences [B, T], and the mass of what is compared under both models, from both models' logits."""
+    assert isinstance(scored.teacher, Tensor)
+    values = losses.token_divergence(
+        scored.student_logits,
+        scored.teacher,
+        scored.targets.mask,
+        alpha=settings.alpha,
+        topk=settings.topk,
+        tail=settings.tail,
+        support=settings.support,
+    )
+    return values, captured_mass(scored.student_logits, scored.teacher, topk=settings.topk, support=settings.support)
+
+
+def compared_on(scored: Scored, settings: LossSettings) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """As `compared`, from what a teacher that is elsewhere has answered."""
+    assert isinstance(scored.teacher, TeacherAnswer)
+    mask = scored.targets.mask.bool()
+    answer = scored.teacher.at(mask)
+    values = divergence_on(scored.student_logits[mask], answer, alpha=settings.alpha, tail=settings.tail)
+    student, teacher = mass_on(scored.student_logits.detach()[mask], answer)
+    return losses.placed(values, mask), (losses.placed(student, mask), losses.placed(teacher, mask))
+
+
 def sampled_token_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
     """Reverse divergence to the teacher, estimated from the sampled tokens."""
-    assert scored.teacher_logits is not None
-    teacher_logprobs = losses.token_logprobs(scored.teacher_logits, scored.targets.tokens)
+    teacher_logprobs = teacher_of_tokens(scored)
     loss = losses.sampled_token_loss(
         scored.logprobs,
         teacher_logprobs,
@@ -187,6 +212,14 @@ def sampled_token_part(scored: Scored, settings: LossSettings, denominator: floa
         denominator=denominator,
     )
     return loss, {"self_distillation/log_ratio": scored.logprobs.detach() - teacher_logprobs}
+
+
+def teacher_of_tokens(scored: Scored) -> Tensor:
+    """The teacher's, or the reference's, log-probs [B, T] of the sampled tokens."""
+    if isinstance(scored.teacher, TeacherAnswer):
+        return scored.teacher.logprobs[..., 0]
+    assert scored.teacher is not None
+    return losses.token_logprobs(scored.teacher, scored.targets.tokens)
 
 
 def policy_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
@@ -209,12 +242,11 @@ def policy_part(scored: Scored, settings: LossSettings, denominator: float) -> P
 def preference_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
     """DPO or SimPO over the pairs of each group."""
     targets = scored.targets
-    if scored.teacher_logits is None:
+    if scored.teacher is None:
         rated = preference.simpo_rewards(scored.logprobs, targets.mask, beta=settings.simpo_beta)
         margin = settings.simpo_gamma
     else:
-        reference = losses.token_logprobs(scored.teacher_logits, targets.tokens)
-        rated = preference.dpo_rewards(scored.logprobs, reference, targets.mask, beta=settings.dpo_beta)
+        rated = preference.dpo_rewards(scored.logprobs, teacher_of_tokens(scored), targets.mask, beta=settings.dpo_beta)
         margin = 0.0
     pairs = preference.preference_pairs(targets.rewards, targets.groups)
     loss = preference.pairwise_loss(
@@ -222,7 +254,11 @@ def preference_part(scored: Scored, settings: LossSettings, denominator: float) 
     )
     gaps = rated.detach()[pairs[:, 0]] - rated.detach()[pairs[:, 1]]
     prefix = settings.method.loss
-    return loss, {f"{prefix}/reward_margin": gaps, f"{prefix}/accuracy": (gaps > 0).float()}
+    return loss, {
+        f"{prefix}/reward_margin": gaps,
+        f"{prefix}/logits": gaps - margin,
+        f"{prefix}/accuracy": (gaps > 0).float(),
+    }
 
 
 def likelihood_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:

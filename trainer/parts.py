@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,10 +13,14 @@ from mopd.methods import Method
 from mopd.steps import step_ids
 from mopd.types import FloatArray, Group, IntArray, Outcome, Rollout, TokenStreams
 from trainer.contexts import Context, ContextBuilder
+from trainer.errors import StoppedError
+from trainer.health import Health
 from trainer.packing import Sample
 from trainer.prompts import PromptSet, batch_at, other_rows
+from trainer.saving import Saver
 from trainer.schedule import Schedule
 from trainer.services import Asked, Policy, Sampling
+from trainer.stopping import Stopper, how_to_go_on
 from trainer.tracking import Journal, every_rollout
 from trainer.validate import Validator
 from trainer.verification import Verification
@@ -71,7 +74,10 @@ class Parts:
     policy: Policy
     validator: Validator
     journal: Journal
+    health: Health
     schedule: Schedule
+    saver: Saver
+    stopper: Stopper
 
     def sample(self, step: int) -> tuple[Group, ...]:
         """The step's prompts, each with its group of rollouts."""
@@ -141,6 +147,7 @@ class Parts:
         record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
         metrics, divergences = self.policy.update(samples, step, record)
         metrics |= {**rollout_metrics(groups), **self.verifier.report()}
+        metrics["critic/informative_group_fraction"] = len(self.teaching(groups)) / len(groups)
         metrics["actor/trained_fraction"] = float(np.mean([bool(stream.weights.any()) for stream in streams]))
         if views is not None:
             metrics |= self.contexts.metrics(views, groups)
@@ -187,12 +194,19 @@ class Parts:
         self.verifier.report()  # the figures of steps are of training alone
         return scores
 
-    def save(self, step: int) -> None:
-        """Keeps the student's weights, and beside them the settings that they were trained with."""
-        folders = self.journal.folders
-        checkpoint = folders.checkpoints / f"step_{step}"
-        self.policy.save(str(checkpoint))
-        shutil.copy(folders.output / "config.yaml", checkpoint)
+    def ending(self, step: int) -> Exception | None:
+        """Why the run ends after this step, before its last; None to go on.
+
+        Raises:
+            WorkerError: the last checkpoint could not be written.
+        """
+        self.saver.settle(wait=False)
+        if (unwell := self.health.ending(step)) is not None:
+            return unwell
+        reason = None if step == self.schedule.last else self.stopper.reason()
+        if reason is None:
+            return None
+        return StoppedError(f"{reason}: ended after step {step} with a checkpoint; to go on: {how_to_go_on()}")
 
 
 def without_verdict_if_cut(rollout: Rollout, outcome: Outcome) -> Outcome:
@@ -212,11 +226,13 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     successes = [outcome.success for outcome in outcomes if outcome.success is not None]
     lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
     cut = [rollout.truncated for group in groups for rollout in group.rollouts]
+    distinct = [len({rollout.text for rollout in group.rollouts}) for group in groups]
     metrics = {
         **spread("critic/rewards", rewards),
         **spread("response_length", lengths),
         **spread("prompt_length", [len(group.prompt_ids) for group in groups]),
         "response_length/clip_ratio": float(np.mean(cut)),
+        "rollout/distinct_fraction": sum(distinct) / len(cut),
         "critic/unknown_fraction": 1 - len(rewards) / len(outcomes),
         "reward/unknown_fraction": 1 - len(rewards) / len(outcomes),
     }

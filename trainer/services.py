@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ from mopd.types import FloatArray, Group, IntArray, Prompt, Rollout, Segment
 from trainer import cluster
 from trainer.meters import merged
 from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
+from trainer.verification import Verification
 from trainer.weights import LINKS, PublishError, Transfer, differing_groups, largest_gap
 from trainer.workers.policy import Update
 from trainer.workers.sampler_types import Request, Response, SamplingSettings
+from trainer.workers.state import Saving
+from trainer.workers.teacher import DistantTeacher
 
 log = logging.getLogger("mopd")
 
@@ -36,43 +39,24 @@ class Asked:
     """[L]"""
 
 
+def nothing() -> None:
+    """Where nobody has anything to do between two answers."""
+
+
 def request_seed(*path: int) -> int:
     """A seed for one request, from the run's seed, step, prompt and rollout numbers; 31 bits."""
     return int(np.random.SeedSequence(path).generate_state(1)[0]) & 0x7FFFFFFF
 
 
-def group_of(item: Asked, responses: Sequence[Response], version: int) -> Group:
-    """The rollouts of one prompt, named after its uid."""
-    rollouts = tuple(
-        Rollout(
-            rollout_id=f"{item.uid}-{number}",
-            segments=(Segment(response.token_ids, response.logprobs),),
-            text=response.text,
-            finish_reason=response.finish_reason,
-            policy_version=version,
-        )
-        for number, response in enumerate(responses)
-    )
-    return Group(item.uid, item.prompt, item.prompt_ids, rollouts)
+def rollout_of(rollout_id: str, response: Response, version: int) -> Rollout:
+    """A response as the loop knows it."""
+    segment = Segment(response.token_ids, response.logprobs)
+    return Rollout(rollout_id, (segment,), response.text, response.finish_reason, version)
 
 
-@dataclass(frozen=True)
-class Verification:
-    """Verifies groups in a process of its own."""
-
-    worker: Any
-    deadline_s: float
-
-    def verify(self, groups: Sequence[Group]) -> tuple[Group, ...]:
-        """The groups with an outcome for every rollout."""
-        cases = [
-            (group.prompt.data_source, rollout.text, group.prompt.ground_truth, group.prompt.extra_info)
-            for group in groups
-            for rollout in group.rollouts
-        ]
-        [outcomes] = cluster.gather([self.worker.verify.remote(cases)], "verifying responses", self.deadline_s)
-        verdicts = iter(outcomes)
-        return tuple(replace(group, outcomes=tuple(next(verdicts) for _ in group.rollouts)) for group in groups)
+def no_counts(samples: Sequence[Sample]) -> dict[str, float]:
+    """Where a step's rollouts are not counted."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -86,12 +70,19 @@ class Policy:
     packing: Packing
     lr_at: Callable[[int], float]
     deadline_s: float
+    counts: Callable[[Sequence[Sample]], dict[str, float]] = no_counts
+    """What a step's rollouts give to learn from, by metric name."""
+    teachers: Sequence[DistantTeacher] = ()
+    """Those with a placement of their own."""
 
     def join(self) -> dict[str, str | int]:
         """Builds the shards on every rank; returns what rank 0 says of itself."""
         [(host, port)] = cluster.gather([self.workers[0].rendezvous.remote()], "starting the actor", self.deadline_s)
         joining = [worker.join.remote(host, port) for worker in self.workers]
+        loading = [(teacher.name, teacher.worker.load.remote()) for teacher in self.teachers]
         answers = cluster.gather(joining, "loading student and teacher", self.deadline_s)
+        for name, reference in loading:
+            cluster.gather([reference], f"loading {name}", self.deadline_s)
         return dict(answers[0])
 
     def update(
@@ -124,6 +115,7 @@ class Policy:
         norms = updates[0].gradient_norms
         finite = [norm for norm in norms if np.isfinite(norm)]
         measured = merged(update.meter for update in updates)
+        measured |= self.counts(samples)
         measured["actor/optimizer_steps"] = len(norms) - updates[0].skipped
         measured["actor/skipped_steps"] = updates[0].skipped
         measured["actor/lr"] = self.lr_at(step)
@@ -157,10 +149,23 @@ class Policy:
         references = [worker.responses.remote(backend) for worker in self.workers]
         return dict(cluster.gather(references, "comparing weights", self.deadline_s)[0])
 
-    def save(self, folder: str) -> None:
-        """Writes the student to `folder` in Hugging Face form."""
-        references = [worker.save.remote(folder) for worker in self.workers]
-        cluster.gather(references, f"saving {folder}", self.deadline_s)
+    def save(self, saving: Saving) -> None:
+        """Begins to write a checkpoint, once the last one is whole."""
+        self.all_ranks("save", saving, doing=f"saving {saving.folder}")
+
+    def settle(self, *, wait: bool) -> None:
+        """Raises what went wrong with the last checkpoint; with `wait`, once it is written."""
+        references = [worker.settle.remote(wait=wait) for worker in self.workers]
+        cluster.gather(references, "writing the checkpoint", self.deadline_s)
+
+    def restore(self, folder: str) -> None:
+        """Goes on from a checkpoint."""
+        self.all_ranks("restore", folder, doing=f"reading {folder}")
+
+    def all_ranks(self, method: str, argument: Any, *, doing: str) -> None:
+        """Calls a method of every rank."""
+        references = [getattr(worker, method).remote(argument) for worker in self.workers]
+        cluster.gather(references, doing, self.deadline_s)
 
 
 class Sampling:
@@ -176,9 +181,10 @@ class Sampling:
         tolerance: float | None,
         seed: int,
         deadline_s: float,
+        verification: Verification | None = None,
     ) -> None:
         self.worker, self.spawn, self.policy, self.transfer = worker, spawn, policy, transfer
-        self.tolerance, self.seed, self.deadline_s = tolerance, seed, deadline_s
+        self.tolerance, self.seed, self.deadline_s, self.verification = tolerance, seed, deadline_s, verification
         self.version, self.restarts, self.connected = 0, 0, False
 
     def describe(self) -> dict[str, str]:
@@ -196,13 +202,36 @@ class Sampling:
             for number in range(n)
         ]
 
-        def draw() -> Any:
-            return cluster.gather([self.worker.sample.remote(requests, settings)], "sampling rollouts", self.deadline_s)
-
-        [(version, responses)] = self.insist(draw)
+        owners = [(item, f"{item.uid}-{number}") for item in asked for number in range(n)]
+        rollouts = self.insist(lambda: self.draw(requests, owners, settings))
         return tuple(
-            group_of(item, responses[position * n : (position + 1) * n], version) for position, item in enumerate(asked)
+            Group(item.uid, item.prompt, item.prompt_ids, tuple(rollouts[position * n : (position + 1) * n]))
+            for position, item in enumerate(asked)
         )
+
+    def draw(
+        self, requests: Sequence[Request], owners: Sequence[tuple[Asked, str]], settings: SamplingSettings
+    ) -> list[Rollout]:
+        """A rollout per request, in order; each goes to verification as soon as it is there.
+
+        `owners` has the prompt and the rollout's name for every request.
+        """
+        verification, found = self.verification, dict[int, Rollout]()
+        if verification is not None:
+            verification.begin()
+        between = nothing if verification is None else verification.pump
+        arguments = (requests, settings)
+        for version, finished in cluster.stream(
+            self.worker.sample, arguments, "sampling rollouts", self.deadline_s, between
+        ):
+            for number, response in finished:
+                item, name = owners[number]
+                found[number] = rollout_of(name, response, version)
+                if verification is not None:
+                    verification.submit(item.prompt, found[number])
+        if len(found) != len(requests):
+            raise cluster.WorkerError(f"the sampler gave {len(found)} responses to {len(requests)} requests")
+        return [found[number] for number in range(len(requests))]
 
     def publish(self, version: int, sequences: Sequence[IntArray]) -> dict[str, float]:
         """Gives the sampler the actor's weights as `version`, and proves it on `sequences`.
@@ -258,7 +287,7 @@ class Sampling:
             return
         self.describe()
         self.policy.connect(self.worker, self.transfer)
-        if self.restarts:
+        if self.restarts or self.version:
             self.policy.publish(self.version, [])
         self.connected = True
 
@@ -266,8 +295,11 @@ class Sampling:
 class StandingSampling(Sampling):
     """Draws from weights that stay as they were loaded; a sampler that died is replaced all the same."""
 
-    def __init__(self, spawn: Callable[[], Any], *, seed: int, deadline_s: float) -> None:
+    def __init__(
+        self, spawn: Callable[[], Any], *, seed: int, deadline_s: float, verification: Verification | None = None
+    ) -> None:
         self.worker, self.spawn, self.seed, self.deadline_s, self.restarts = spawn(), spawn, seed, deadline_s, 0
+        self.verification = verification
 
     def ready(self) -> None:
         """There is nothing to publish."""

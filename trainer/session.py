@@ -8,31 +8,30 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import mopd
 from trainer import cluster
-from trainer.assemble import Placement, build_parts, start_workers
-from trainer.config.compose import PROJECT, Resolved, as_yaml, read_yaml
+from trainer.assemble import build_parts, start_workers
+from trainer.config.compose import PROJECT, Resolved, as_yaml
 from trainer.config.schema import Config
 from trainer.display import Screen
-from trainer.errors import DONE, BadInputError
+from trainer.errors import DONE, BadInputError, RunUnhealthyError
 from trainer.folders import fresh
-from trainer.inputs import read_inputs
+from trainer.inputs import Inputs, read_inputs
 from trainer.loop import train
 from trainer.prompts import PromptSet
+from trainer.resume import METHOD_LINE, AlreadyDone, Start, described, history, lock, start_of, take_back
+from trainer.saving import Saver
 from trainer.schedule import Schedule
+from trainer.services import Policy
+from trainer.stopping import Stopper
 from trainer.tracking import Folders, Journal, open_trackers
-
-METHOD_LINE = "# method:"
-"""How the `config.yaml` of a run begins."""
 
 
 def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
@@ -47,29 +46,95 @@ def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
     for name, prompts in (("training", inputs.train), ("held-out", inputs.held_out)):
         left_out = f" ({prompts.dropped} over the length limit left out)" if prompts.dropped else ""
         screen.say(f"  {len(prompts)} {name} prompts{left_out}")
-    schedule = schedule_of(config, inputs.train)
+    if inputs.isolation is not None:
+        screen.say(f"  programs of responses run isolated, {inputs.isolation.reason}")
     folders = folders_of(config, config_name)
-    if (steps_done := finished_steps(folders.output)) is not None:
-        if faults := other_settings(folders.output, config_name, resolved):
-            raise BadInputError(faults)
-        return already_there(folders.output, steps_done, schedule.last, screen)
+    model = config.actor_rollout_ref.model.path
+    schedule = schedule_of(config, inputs.train)
+    try:
+        start = start_of(folders, resolved.tree, config_name, config.trainer.resume_mode, schedule.last, model)
+    except AlreadyDone as done:
+        screen.say(str(done))
+        return DONE
+    with lock(folders.output):
+        return steps(config_name, resolved, inputs, replace(schedule, done=start.step), folders, start, screen)
+
+
+def steps(
+    config_name: str,
+    resolved: Resolved,
+    inputs: Inputs,
+    schedule: Schedule,
+    folders: Folders,
+    start: Start,
+    screen: Screen,
+) -> int:
+    """Starts the workers and takes the steps that are left; returns the exit code.
+
+    Raises:
+        StoppedError: a signal or the time budget ended the run, with a checkpoint.
+    """
+    config = resolved.config
+    take_back(folders, start.step)
     prepare(folders, resolved, config_name)
     screen.say(f"  {schedule.last} steps on {inputs.placement.device}, into {folders.output}")
+    stopper = Stopper(config.trainer.time_budget_s, os.environ)
     try:
-        screen.stage("starting Ray")
-        services = start_workers(config, inputs.placement)
-        policy, sampler, _ = services
-        screen.stage("loading sampler and actor")
-        versions = {**policy.join(), **sampler.describe(), "ray": cluster.version()}
-        write_manifest(folders, config_name, config, inputs.placement, versions)
-        trackers = open_trackers(config.trainer.logger, folders.output, config.trainer.project_name, resolved.tree)
-        journal = Journal(folders, inputs.renderers.student, screen, schedule.last, trackers)
-        with trackers:
-            train(build_parts(config, inputs.renderers, inputs.train, inputs.held_out, services, journal, schedule))
+        with stopper.listening():
+            screen.stage("starting Ray")
+            services = start_workers(config, inputs.placement)
+            stopper.listen()  # Ray has taken the signals
+            policy, sampler, _ = services
+            screen.stage("loading sampler and actor")
+            versions = {**policy.join(), **sampler.describe(), "ray": cluster.version()}
+            if start.checkpoint is not None:
+                policy.restore(str(start.checkpoint.folder))
+                sampler.version = start.step
+            write_manifest(folders, config_name, config, inputs, versions, start.step)
+            journal = open_journal(folders, resolved, inputs, schedule, screen)
+            saver = saver_of(folders, config, policy)
+            with journal.trackers:
+                train(
+                    build_parts(
+                        config,
+                        inputs.renderers,
+                        inputs.train,
+                        inputs.held_out,
+                        services,
+                        journal,
+                        schedule,
+                        saver,
+                        stopper,
+                    )
+                )
+    except RunUnhealthyError as error:
+        journal.farewell(folders.checkpoints / f"step_{error.step}")
+        raise
     finally:
         cluster.stop()
     journal.farewell(folders.checkpoints / f"step_{schedule.last}" if schedule.last else None)
     return DONE
+
+
+def open_journal(folders: Folders, resolved: Resolved, inputs: Inputs, schedule: Schedule, screen: Screen) -> Journal:
+    """The journal and its trackers, going on where an earlier process ended."""
+    asked, first = resolved.config.trainer, schedule.done + 1 if schedule.done else 0
+    trackers = open_trackers(asked.logger, folders.output, asked.project_name, resolved.tree, first)
+    renderer = inputs.renderers.student
+    return Journal(folders, renderer, screen, schedule.last, trackers, history(folders.output))
+
+
+def saver_of(folders: Folders, config: Config, policy: Policy) -> Saver:
+    """What writes the run's checkpoints."""
+    model = described(config.actor_rollout_ref.model.path)
+    return Saver(
+        policy=policy,
+        folder=folders.checkpoints,
+        config=(folders.output / "config.yaml").read_text(),
+        keep=config.trainer.max_actor_ckpt_to_keep,
+        on_error=config.trainer.on_save_error,
+        facts=lambda: {"model": model, "seed": config.data.seed, "mopd": mopd.__version__},
+    )
 
 
 def schedule_of(config: Config, train_set: PromptSet) -> Schedule:
@@ -77,7 +142,7 @@ def schedule_of(config: Config, train_set: PromptSet) -> Schedule:
     asked = config.trainer
     by_epochs = len(train_set) // config.data.train_batch_size * asked.total_epochs
     last = by_epochs if asked.total_training_steps is None else asked.total_training_steps
-    return Schedule(last, asked.test_freq, asked.val_before_train)
+    return Schedule(last, asked.test_freq, asked.val_before_train, asked.save_freq)
 
 
 def experiment_name(config: Config, config_name: str) -> str:
@@ -108,86 +173,12 @@ def folders_of(config: Config, config_name: str) -> Folders:
     )
 
 
-def finished_steps(output: Path) -> int | None:
-    """The last step of the run that `output` holds; None where there is none to lose.
-
-    Raises:
-        BadInputError: the folder holds something else.
-    """
-    foreign = f"trainer.output_dir={output}: is not empty and holds no run of this project; name another OUTPUT_DIR"
-    try:
-        if not output.exists() or not any(output.iterdir()):
-            return None
-        if not (output / "config.yaml").read_text().startswith(METHOD_LINE):
-            raise BadInputError([foreign])
-        metrics = output / "metrics.jsonl"
-        # A line without its end was cut off while it was written.
-        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-        return int(json.loads(lines[-1])["step"]) if lines else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadInputError([f"{foreign} ({type(error).__name__}: {error!s:.80})"]) from None
-
-
-ASIDE = (
-    "trainer.total_training_steps",
-    "trainer.experiment_suffix",
-    "trainer.logger",
-    "trainer.test_freq",
-    "trainer.output_dir",  # the folder was found, by whichever of its names
-)
-"""Keys that may differ when a run is asked for again."""
-
-
-def other_settings(output: Path, config_name: str, resolved: Resolved) -> list[str]:
-    """What sets the run in `output` apart from the one asked for: a sentence, or nothing."""
-    file = output / "config.yaml"
-    there = read_yaml(file)
-    method = file.read_text().splitlines()[0].removeprefix(METHOD_LINE).strip()
-    ours, theirs = dict(flat(resolved.tree)), dict(flat(there))
-    differing = [
-        f"{key}={theirs.get(key)} there, {ours.get(key)} asked"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key) and key not in ASIDE
-    ]
-    if method != config_name:
-        differing.insert(0, f"method {method} there, {config_name} asked")
-    if not differing:
-        return []
-    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    return [
-        f"trainer.output_dir={output}: holds another run ({'; '.join(differing[:3])}{more}); name another OUTPUT_DIR"
-    ]
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a nested dictionary with its value."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def already_there(output: Path, done: int, asked: int, screen: Screen) -> int:
-    """A run that is there is never overwritten: done means done, and going on needs a checkpoint to go on from."""
-    if done >= asked:
-        screen.say(f"{output} already holds {done} steps of {asked} asked; nothing to do")
-        return DONE
-    raise BadInputError(
-        [
-            f"trainer.output_dir={output}: holds a run that ended at step {done} of {asked} asked; this version cannot "
-            f"resume a run, so name another OUTPUT_DIR"
-        ]
-    )
-
-
 def prepare(folders: Folders, resolved: Resolved, config_name: str) -> None:
     """Makes the folders, keeps the resolved configuration, and links ./rollouts/<name> for the analysis commands."""
     try:
         for folder in (folders.output, folders.checkpoints, folders.rollouts, folders.validation):
             folder.mkdir(parents=True, exist_ok=True)
         (folders.output / "config.yaml").write_text(f"{METHOD_LINE} {config_name}\n{as_yaml(resolved.tree)}")
-        (folders.output / "metrics.jsonl").unlink(missing_ok=True)
     except OSError as error:
         raise BadInputError(
             [f"{error.filename}: cannot be written ({error.strerror}); name another OUTPUT_DIR"]
@@ -202,8 +193,15 @@ def prepare(folders: Folders, resolved: Resolved, config_name: str) -> None:
             link.symlink_to(folders.rollouts.resolve(), target_is_directory=True)
 
 
+def sandbox_told(config: Config, inputs: Inputs) -> dict[str, int | str | None]:
+    """The isolation of programs, and why it is that one; tier None where no row needs any."""
+    if inputs.isolation is None:
+        return {"tier": None, "reason": "no row of the data needs programs to be run"}
+    return {"tier": config.reward.sandbox_tier or inputs.isolation.tier, "reason": inputs.isolation.reason}
+
+
 def write_manifest(
-    folders: Folders, config_name: str, config: Config, placement: Placement, versions: dict[str, str | int]
+    folders: Folders, config_name: str, config: Config, inputs: Inputs, versions: dict[str, str | int], done: int
 ) -> None:
     """What ran where: versions as the running workers report them, seed, commit, machine, folders."""
     commit = subprocess.run(
@@ -223,15 +221,16 @@ def write_manifest(
             "python": platform.python_version(),
         },
         "seed": config.data.seed,
+        "resumed_after_step": done or None,
         "commit": commit.stdout.strip() or None,
         "machine": {
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
             "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         },
-        "actors": {"device": placement.device, "ranks": placement.ranks},
+        "actors": {"device": inputs.placement.device, "ranks": inputs.placement.ranks},
         "model": {"path": config.actor_rollout_ref.model.path, "parameters": parameters},
-        "sandbox_tier": None,
+        "sandbox": sandbox_told(config, inputs),
         "folders": {name: str(folder.resolve()) for name, folder in asdict(folders).items()},
     }
     (folders.output / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

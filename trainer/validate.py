@@ -10,7 +10,8 @@ from mopd.metrics import evaluate_groups
 from mopd.rewards import predicted
 from mopd.types import Group
 from trainer.prompts import PromptSet
-from trainer.services import Asked, Sampling, Verification
+from trainer.services import Asked, Sampling
+from trainer.verification import Verification
 from trainer.workers.sampler_types import SamplingSettings
 
 VALIDATION_PHASE = 1_000_000

@@ -24,7 +24,7 @@ from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-de
 from torch.multiprocessing.reductions import reduce_tensor
 
 from mopd.types import FloatArray, IntArray
-from trainer import cluster
+from trainer import cluster, failpoints
 from trainer.workers.sampler_types import Fingerprint, probe
 
 DOING = "publishing weights"
@@ -117,6 +117,7 @@ class Link(ABC):
         self.call("start_weight_update")
         plan = plan_buckets([numel * self.dtype.itemsize for numel in numels], self.transfer.bucket_bytes)
         for number, count in enumerate(plan, start=1):
+            failpoints.hit("sync.mid", step=version)
             bucket = [(name, weight.to(self.dtype)) for name, weight in islice(weights, count)]
             try:
                 self.hand_over(bucket)

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
-from mopd.rewards import chain, choice
+from mopd.rewards import chain, choice, code, math_workers, tooluse
+from mopd.rewards import math as mathematics
 from mopd.rewards.base import Verifier
 from mopd.types import Outcome
+
+CODE = Verifier(code.verify, code.check)
+MATHEMATICS = Verifier(mathematics.verify, mathematics.check, mathematics.read_answer)
 
 VERIFIERS: dict[str, Verifier] = {
     "chain": Verifier(chain.verify, chain.read_truth, chain.read_answer),
     "sciknoweval": Verifier(choice.verify, choice.check, choice.read_choice),
+    "gpqa": Verifier(choice.GPQA.verify, choice.GPQA.check, choice.GPQA.read),
+    "mmlu_pro": Verifier(choice.MMLU_PRO.verify, choice.MMLU_PRO.check, choice.MMLU_PRO.read),
+    "tooluse": Verifier(tooluse.verify, tooluse.check, tooluse.read_answer),
+    "openai/gsm8k": Verifier(mathematics.verify_gsm8k, mathematics.check, mathematics.read_gsm8k),
+    **dict.fromkeys(("math", "math500", "dapo_math", "gsm8k", "amc23", "aime", "hmmt"), MATHEMATICS),
+    **dict.fromkeys(("DeepMath-103K", "zwhe99/DeepMath-103K"), MATHEMATICS),
+    **dict.fromkeys(("code", "livecodebench", "humanevalplus", "mbppplus"), CODE),
+    **dict.fromkeys(("codeforces", "code_elo", "taco", "apps"), CODE),
 }
-PREFIXES: tuple[str, ...] = ()
+PREFIXES: tuple[str, ...] = ("aime", "hmmt")
 """Families of data sources that are told by how their names begin, such as `aime` for aime24 and aime25."""
 
 
@@ -69,7 +81,7 @@ def verify(data_source: str, response: str, ground_truth: str, extra_info: Mappi
 def checked(outcome: Outcome, author: str) -> Outcome:
     """The outcome itself if its reward is a number that training can use, else unknown with the reason."""
     reward = outcome.reward
-    if reward is not None and not math.isfinite(reward):
+    if reward is not None and not isfinite(reward):
         return Outcome.unknown(f"{author} gave a reward of {reward}, which is not finite")
     return outcome
 
@@ -83,5 +95,5 @@ def check_ground_truth(data_source: str, ground_truth: str) -> None:
     verifier = required(data_source)
     try:
         verifier.check(ground_truth)
-    except ValueError as error:
+    except (ValueError, math_workers.WorkerLost) as error:
         raise ValueError(f"data_source {data_source!r}: {error}") from None

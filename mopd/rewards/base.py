@@ -21,6 +21,6 @@ class Verifier:
     verify: Callable[[str, str, Mapping[str, Any]], Outcome]
     """From response, ground truth and the row's `extra_info` to a verdict; raises on a malformed ground truth."""
     check: Callable[[str], object]
-    """Raises ValueError where no response could be compared with this ground truth; runs no program."""
+    """Raises ValueError where no response could be compared with this ground truth; runs no program of the row."""
     predicted: Callable[[str], str | None] = no_prediction
     """What a response answers, for majority votes; None where it gives no answer."""

@@ -304,3 +304,91 @@ def test_real_rows_are_read_whole(tmp_path: Path) -> None:
             )
             for one in records
         ]
+
+
+# ------------------------------------------------------------------ programming tasks
+
+
+TESTS = json.dumps({"inputs": ["1\n"], "outputs": ["2\n"], "testtype": "stdin", "fn_name": "", "time_limit": 6})
+
+
+def programming(index: int = 1, **changes: Any) -> dict[str, Any]:
+    made = {"kind": "code", "dataset": "livecodebench", "answer": "-", "tests": TESTS, "system": "-", "elo": "-"}
+    return record(index, **{**made, **changes})
+
+
+def test_the_tests_of_a_programming_task_are_its_ground_truth(tmp_path: Path) -> None:
+    source = folder(tmp_path, lines([programming(1), programming(2, answer="print(2)", system=None)]))
+    assert run("--data_source", source) == 0
+    for row in rows(source / "train.parquet"):
+        assert row["reward_model"] == {"style": "code", "ground_truth": TESTS}
+        assert [message["role"] for message in row["prompt"]] == ["user"]
+    first, second = rows(source / "train.parquet")
+    assert (first["system"], second["system"]) == ("-", None)
+    assert first["extra_info"]["elo"] is None
+
+
+def test_a_programming_task_without_usable_tests_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [programming(1, tests="-"), programming(2, tests='{"inputs": []}'), record(3, answer="-")]
+    assert run("--data_source", folder(tmp_path, lines(bad))) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert '`tests` is "-"; wanted the ground truth' in first
+    assert "`tests` or `dataset` cannot be used: data_source 'livecodebench'" in second
+    assert '`answer` is "-"; wanted the ground truth' in third
+
+
+def test_unusable_records_are_left_out_when_asked_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = folder(tmp_path, lines([record(1), record(2, answer="?"), record(3)]))
+    assert run("--data_source", source) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert run("--data_source", source, "--drop") == 0
+    assert capsys.readouterr().err.splitlines() == [f"warning: left out: {told}"]
+    assert [row["extra_info"]["index"] for row in rows(source / "train.parquet")] == ["1", "3"]
+    folder(tmp_path, lines([record(2, answer="?")]))
+    assert run("--data_source", source, "--drop") == 2
+    assert "no train record can be used" in capsys.readouterr().err
+    folder(tmp_path, lines([record(1), record(2, answer="?", kind=None)]))
+    assert run("--data_source", source, "--drop") == 2
+
+
+def test_self_is_taken_out_of_a_signature_but_not_out_of_a_class(tmp_path: Path) -> None:
+    alone, whole = "Do it.\ndef f(self, n: int):", "Do it.\nclass Solution:\n    def f(self, n: int):"
+    made = [programming(1, prompt=alone, description=alone), programming(2, prompt=whole), record(3, prompt=alone)]
+    source = folder(tmp_path, lines(made))
+    assert run("--data_source", source) == 0
+    first, second, third = rows(source / "train.parquet")
+    stripped = alone.replace("self, ", "")
+    assert first["prompt"][0]["content"] == stripped
+    assert (first["extra_info"]["problem"], first["extra_info"]["description"]) == (stripped, stripped)
+    assert second["prompt"][0]["content"] == whole
+    assert third["prompt"][-1]["content"] == alone
+
+
+# ------------------------------------------------------------------ one file alone
+
+
+def test_held_out_rows_alone_are_converted_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = folder(tmp_path, lines([record()]))
+    (source / "train.json").unlink()
+    assert run("--data_source", source) == 2
+    assert "with --splits test it is not needed" in capsys.readouterr().err
+    assert run("--data_source", source, "--splits", "test") == 0
+    assert sorted(path.name for path in source.iterdir()) == ["test.json", "test.parquet"]
+
+
+def test_a_single_file_is_to_be_split_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    single = tmp_path / "sample.json"
+    single.write_text(lines([record()]))
+    assert run("--data_source", tmp_path) == 2
+    wanted = f"python data/split_tasks.py --json_path {single} --output_dir {tmp_path}"
+    assert all(wanted in line for line in capsys.readouterr().err.splitlines())
+
+
+def test_real_tool_rows_are_split_and_read(tmp_path: Path, real_rows: Path) -> None:
+    import split_tasks
+
+    single = real_rows / "tooluse" / "sample.json"
+    assert split_tasks.main(["--json_path", str(single), "--output_dir", str(tmp_path)]) == 0
+    assert run("--data_source", tmp_path) == 0
+    counts = {split: len(rows(tmp_path / f"{split}.parquet")) for split in ("train", "test")}
+    assert counts == {"train": 30, "test": 4}

@@ -51,7 +51,13 @@ class Case:
             key: value.replace("@data", str(data)).replace("@here", str(here))
             for key, value in (common | self.options).items()
         }
-        raw = (f"{ACTOR}.optim.betas", "trainer.logger", "data.apply_chat_template_kwargs", "profile")
+        raw = (
+            f"{ACTOR}.optim.betas",
+            "trainer.logger",
+            "trainer.health.stop_on",
+            "data.apply_chat_template_kwargs",
+            "profile",
+        )
         return [f"{key}={value}" if key in raw else as_override(key, value) for key, value in options.items()]
 
 
@@ -186,6 +192,9 @@ CASES = {
             "profile": "embedded",
             "actor_rollout_ref.model.path": "@data/model",
             "actor_rollout_ref.ref.model.path": "@data/teacher",
+            "actor_rollout_ref.ref.placement": "own",
+            "actor_rollout_ref.ref.n_gpus": "2",
+            "trainer.n_gpus_per_node": "2",
             "data.apply_chat_template_kwargs": "{mark:true}",
             f"{ROLLOUT}.horizon.kind": "linear-step",
             f"{ROLLOUT}.horizon.start": "6",
@@ -239,10 +248,42 @@ CASES = {
             "data.train_files": "@data/few.parquet",
             "trainer.total_training_steps": "null",
             "trainer.total_epochs": "2",
+            **{
+                f"trainer.health.{key}": "null"
+                for key in (
+                    *("signal_fraction", "min_grad_norm", "skipped_steps", "divergence_factor", "length_factor"),
+                    *("cut_fraction", "entropy_fraction", "sampler_kl", "unknown_fraction", "success_fraction"),
+                    "distinct_fraction",
+                )
+            },
         },
     ),
     "verified-sft": Case(
         "verified_sft",
-        {f"{LOSS}.sft_success_threshold": "0.5", f"{LOSS}.sft_length_normalize": "false"},
+        {
+            f"{LOSS}.sft_success_threshold": "0.5",
+            f"{LOSS}.sft_length_normalize": "false",
+            "trainer.health.stop_on": "[no_signal,non_finite,divergence,length,cut,entropy,sampler,unknown,success,"
+            "copying]",
+            **{
+                f"trainer.health.{key}": value
+                for key, value in {
+                    "patience": "3",
+                    "remind_every": "1",
+                    "window": "1",
+                    "signal_fraction": "0.001",
+                    "min_grad_norm": "1e-9",
+                    "skipped_steps": "1",
+                    "divergence_factor": "50",
+                    "length_factor": "10",
+                    "cut_fraction": "0.9",
+                    "entropy_fraction": "0.05",
+                    "sampler_kl": "0.5",
+                    "unknown_fraction": "0.5",
+                    "success_fraction": "0.1",
+                    "distinct_fraction": "0.2",
+                }.items()
+            },
+        },
     ),
 }

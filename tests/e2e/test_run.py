@@ -117,9 +117,6 @@ def test_a_finished_run_is_told_and_left_alone(mopd_run: Run, trained: object) -
     again: Run = trained(mopd_run.output, "mopd", TOTAL_STEPS="3")
     assert again.code == 0
     assert "nothing to do" in again.said
-    more: Run = trained(mopd_run.output, "mopd", TOTAL_STEPS="4")
-    assert more.code == 2
-    assert "name another OUTPUT_DIR" in more.said
     assert (mopd_run.output / "metrics.jsonl").read_bytes() == before
 
 
@@ -156,6 +153,9 @@ def test_a_run_with_other_settings_is_never_taken_for_the_one_that_is_there(
     other_method = trained(mopd_run.output, "grpo", TOTAL_STEPS="3")
     assert other_method.code == 2
     assert "method mopd there, grpo asked" in other_method.said
-    other_rate = trained(mopd_run.output, "mopd", LR="1e-5", TOTAL_STEPS="3")
-    assert other_rate.code == 2
-    assert "optim.lr=0.0007 there, 1e-05 asked" in other_rate.said
+    other_seed = trained(mopd_run.output, "mopd", SEED="7", TOTAL_STEPS="3")
+    assert other_seed.code == 2
+    assert "data.seed=42 there, 7 asked" in other_seed.said
+    forbidden = trained(mopd_run.output, "mopd", "trainer.resume_mode=disable", TOTAL_STEPS="4")
+    assert forbidden.code == 2
+    assert "resume_mode=disable forbids" in forbidden.said

@@ -211,8 +211,8 @@ MEASURED = {
     "divergence": {"divergence", "topk_mass_student", "topk_mass_teacher"},
     "divergence otherwise": {"divergence", "topk_mass_student", "topk_mass_teacher"},
     "sampled token": {"log_ratio"},
-    "dpo": {"accuracy", "reward_margin"},
-    "simpo": {"accuracy", "reward_margin"},
+    "dpo": {"accuracy", "reward_margin", "logits"},
+    "simpo": {"accuracy", "reward_margin", "logits"},
     "verified sft": {"nll"},
 }
 

@@ -69,14 +69,39 @@ def resolve(config_name: str, overrides: Sequence[str], environment: Mapping[str
         raise BadInputError([f"--config-name {config_name}: no such method; known: {', '.join(METHODS)}"])
     from_flags = flags.settings_from(environment)
     asked = [*(flags.as_override(key, value) for key, value in from_flags.values()), *overrides]
-    tree = compose_tree(config_name, asked)
+    tree, faults = composed(config_name, asked)
     schema = TypeAdapter(Config)
     try:
         config = schema.validate_python(tree)
     except ValidationError as error:
-        raise BadInputError([*explained(error, tree), *missing_paths(tree)]) from None
+        raise BadInputError([*faults, *explained(error, tree), *missing_paths(tree)]) from None
+    if faults:
+        raise BadInputError([*faults, *missing_paths(tree)])
     won = (*(f"{key}={value} ({name})" for name, (key, value) in from_flags.items()), *overrides)
     return Resolved(config, schema.dump_python(config, mode="json"), won)
+
+
+def composed(config_name: str, asked: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The tree of all overrides that can be composed, and sentences for the others.
+
+    Raises:
+        BadInputError: each can be composed by itself, but not all together.
+    """
+    try:
+        return compose_tree(config_name, asked), []
+    except BadInputError:
+        faults = {override: composition_faults(config_name, override) for override in asked}
+        good = [override for override in asked if not faults[override]]
+        return compose_tree(config_name, good), [sentence for override in faults for sentence in faults[override]]
+
+
+def composition_faults(config_name: str, override: str) -> list[str]:
+    """Sentences for an override that cannot be composed even by itself."""
+    try:
+        compose_tree(config_name, [override])
+    except BadInputError as error:
+        return error.problems
+    return []
 
 
 def compose_tree(config_name: str, asked: Sequence[str]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from trainer.config.run_health import RunHealth
+from trainer.config.strict import STRICT as STRICT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -290,6 +291,18 @@ class Trainer:
     """Validates every so many steps, and after the last; 0: only before and after."""
     val_before_train: bool
     """Validates the initial model."""
+    save_freq: int = Field(ge=0)
+    """Writes a checkpoint every so many steps, and after the last; 0: only after the last."""
+    max_actor_ckpt_to_keep: int = Field(ge=2)
+    """Checkpoints kept; at least two, for the newest may be damaged."""
+    on_save_error: Literal["stop", "warn"]
+    """A checkpoint that cannot be written ends the run; warn: only the second one after the other does."""
+    resume_mode: str = Field(min_length=1)
+    """auto: a run in OUTPUT_DIR goes on after its newest whole checkpoint; disable: it is refused; or the folder of a
+    checkpoint to go on from."""
+    time_budget_s: float | None = Field(gt=0)
+    """Seconds from the start of the job (SLURM_JOB_START_TIME, else of the process) after which no step begins; the run
+    then ends with a checkpoint and exit code 75. SLURM_JOB_END_TIME is heeded in any case; null: no other limit."""
     device: Literal["auto", "cpu", "cuda"]
     """Where actors and sampler compute; auto: cuda where a GPU is visible."""
     n_gpus_per_node: int | None = Field(ge=1)
@@ -314,6 +327,7 @@ class Trainer:
     """Validation responses; null: <output_dir>/validation."""
     deadline_s: float = Field(gt=0)
     """Longest wait for any answer of a worker, in seconds."""
+    health: RunHealth
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -11,20 +11,24 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from mopd.importance import mismatch
 from mopd.losses import token_logprobs
+from mopd.support import TeacherAnswer
 from mopd.teacher import ema_, trust_region_logits
 from mopd.types import FloatArray, IntArray
-from trainer import checkpoint, cluster, fsdp
+from trainer import cluster, failpoints, fsdp
 from trainer.forward import ResponseScorer, TokenBatch, batch_of, fitted, padded, step_rows
-from trainer.meters import Meter
+from trainer.meters import Meter, record_mismatch
 from trainer.objectives import LossSettings, Targets, contribution
 from trainer.packing import MiniBatch, Sample, loss_mask
 from trainer.weights import LINKS, Link, Transfer, responses_of
+from trainer.workers.state import Saving, StateKeeper
+from trainer.workers.teacher import DistantTeacher, no_answer, question_of, waits_for_student
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,15 @@ class PolicyWorker:
         teacher: TeacherSettings,
         seed: int,
         deadline_s: float,
+        distant: DistantTeacher | None = None,
     ) -> None:
+        self.distant = distant
         self.rank, self.ranks, self.deadline_s = rank, ranks, deadline_s
         self.device = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
         self.model_path, self.attn_implementation = model_path, attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
         self.loss, self.optim, self.teaching = loss, optim, teacher
-        self.tokens_forwarded = 0
+        self.step, self.tokens_forwarded = 0, 0
         self.link: Link | None = None
         torch.manual_seed(seed)
 
@@ -124,7 +130,8 @@ class PolicyWorker:
         method = self.loss.method
         self.student = build(self.model_path, self.gradient_checkpointing).train()
         # A reference is the initial model whoever teaches; a live teacher is the student itself.
-        asked = method.has_reference or (method.distils and self.teaching.kind != "live")
+        beside = self.teaching.kind != "live" and self.distant is None
+        asked = method.has_reference or (method.distils and beside)
         source = self.teaching.model_path if method.distils else None
         self.teacher = build(source or self.model_path, False).eval().requires_grad_(False) if asked else None
         self.optimizer = torch.optim.AdamW(
@@ -134,6 +141,7 @@ class PolicyWorker:
             weight_decay=self.optim.weight_decay,
         )
         self.vocabulary = int(self.student.model.config.vocab_size)
+        self.keeper = StateKeeper(self.rank, self.ranks)
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         return {"torch": torch.__version__, "parameters": parameters}
 
@@ -185,7 +193,7 @@ class PolicyWorker:
         With more than one mini-batch the first policy's log-probs are taken before anything changes.
         """
         started = time.perf_counter()
-        self.tokens_forwarded = 0
+        self.step, self.tokens_forwarded = step, 0
         self.loss_sum = 0.0
         meter, skipped = Meter(), 0
         norms: list[float] = []
@@ -213,6 +221,7 @@ class PolicyWorker:
             else:
                 skipped += 1
             self.optimizer.zero_grad(set_to_none=True)
+            failpoints.hit("step.after_opt", step=step, rank=self.rank)
         follows = self.loss.method.distils and self.teaching.kind == "ema"
         if self.teacher is not None and follows and len(norms) > skipped:
             ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teaching.rate)
@@ -229,15 +238,18 @@ class PolicyWorker:
     ) -> dict[int, FloatArray]:
         """Adds one micro-batch's gradient; returns the per-token divergences asked for."""
         batch = self.lay_out(micro_batch, teacher=False)
-        teacher_logits = self.teach(micro_batch)
+        student_logits, teacher = self.compare(micro_batch, batch)
         targets = self.targets_of(micro_batch, batch, old_rows)
-        part = contribution(self.forward(self.student, batch), teacher_logits, targets, self.loss, denominator)
+        part = contribution(student_logits, teacher, targets, self.loss, denominator)
         self.loss_sum += float(part.loss.detach())
         # FSDP averages gradients over ranks; the parts are to be added.
-        (part.loss * self.ranks).backward()
+        poison = float("nan") if failpoints.poisoned("step.loss", step=self.step, rank=self.rank) else 1.0
+        (part.loss * self.ranks * poison).backward()
         gap = (part.old_logprobs - targets.sampler_logprobs).abs()
         meter.peak("rollout_corr/logprob_max_abs_diff", gap, targets.mask)
         meter.add("rollout_corr/logprob_mean_abs_diff", gap, targets.mask)
+        apart = mismatch(part.old_logprobs, targets.sampler_logprobs, targets.mask)
+        record_mismatch(meter, apart, self.loss.rollout_is, self.loss.rollout_is_threshold)
         for name, values in part.measured.items():
             per_token = values.shape == targets.mask.shape
             meter.add(name, values, targets.mask if per_token else torch.ones_like(values))
@@ -271,6 +283,25 @@ class PolicyWorker:
             rewards=torch.tensor([sample.reward for sample in micro_batch] or [float("nan")]),
             groups=[sample.group for sample in micro_batch] or [0],
         )
+
+    def compare(self, micro_batch: Sequence[Sample], batch: TokenBatch) -> tuple[Tensor, Tensor | TeacherAnswer | None]:
+        """The student's logits [B, T, V], with gradient, and what the teacher says of the same tokens.
+
+        A teacher elsewhere is asked as early as can be. A rank without work has no question.
+        """
+        if self.distant is None:
+            teacher = self.teach(micro_batch)
+            return self.forward(self.student, batch), teacher
+        if not micro_batch:
+            return self.forward(self.student, batch), no_answer(batch.tokens)
+        view = self.lay_out(micro_batch, teacher=True).to(torch.device("cpu"))
+        self.tokens_forwarded += view.input_ids.numel()
+        early = not waits_for_student(self.loss)
+        pending = self.distant.ask(question_of(view, None, self.loss, self.vocabulary)) if early else None
+        student_logits = self.forward(self.student, batch)
+        if not early:
+            pending = self.distant.ask(question_of(view, student_logits, self.loss, self.vocabulary))
+        return student_logits, self.distant.answer(pending, self.device)
 
     @torch.no_grad()
     def teach(self, micro_batch: Sequence[Sample]) -> Tensor | None:
@@ -318,8 +349,19 @@ class PolicyWorker:
             return {}
         return {name: weight.to("cpu", copy=True) for name, weight in gathered}
 
-    def save(self, folder: str) -> None:
-        """Writes the student in Hugging Face form on rank 0. A collective: all ranks call it."""
-        weights = self.weights()
-        if not self.rank:
-            checkpoint.save_hf(self.student.model, weights, self.model_path, folder)
+    def save(self, saving: Saving) -> None:
+        """Begins to write a checkpoint; the last one is whole by then. A collective: all ranks call it."""
+        self.keeper.stage(saving, self.kept(), self.optimizer, self.weights(), self.student.model, self.model_path)
+
+    def settle(self, *, wait: bool) -> None:
+        """Raises what went wrong with the last checkpoint; with `wait`, once it is written."""
+        self.keeper.settle(wait=wait)
+
+    def restore(self, folder: str) -> None:
+        """Takes student, optimiser and teacher from a checkpoint. A collective: all ranks call it."""
+        self.keeper.load(folder, self.kept(), self.optimizer)
+
+    def kept(self) -> Mapping[str, nn.Module]:
+        """The models that a checkpoint keeps: the student, and a teacher that follows it."""
+        follows = self.loss.method.distils and self.teaching.kind == "ema" and self.teacher is not None
+        return {"student": self.student} | ({"teacher": self.teacher} if follows and self.teacher is not None else {})

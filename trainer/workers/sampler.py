@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from trainer.workers.sampler_types import Fingerprint, Request, Response, Sampli
 
 CPU_BATCHED_TOKENS = 8192
 """Tokens that the engine takes in one go on a machine without a GPU."""
+
+TELL_EVERY_S = 0.1
+"""Finished responses are handed out together, so often at most: each time costs about a millisecond."""
 
 
 class SamplerWorker:
@@ -67,8 +71,13 @@ class SamplerWorker:
         """The running engine's version."""
         return {"vllm": self.vllm_version}
 
-    def sample(self, requests: Sequence[Request], settings: SamplingSettings) -> tuple[int, list[Response]]:
-        """The policy version and one response per request, in order."""
+    def sample(
+        self, requests: Sequence[Request], settings: SamplingSettings
+    ) -> Iterator[tuple[int, list[tuple[int, Response]]]]:
+        """Yields the policy version and finished responses with the numbers of their requests, as decoding goes on.
+
+        In what order they finish, and how many are yielded at once, depends on the machine; the responses do not.
+        """
         from vllm import SamplingParams, TokensPrompt
 
         prompts = [TokensPrompt(prompt_token_ids=request.prompt_ids.tolist()) for request in requests]
@@ -82,8 +91,18 @@ class SamplerWorker:
             )
             for request in requests
         ]
-        answers = self.engine.generate(prompts, parameters, use_tqdm=False)
-        return self.version, [response_of(answer.outputs[0]) for answer in answers]
+        names = self.engine.enqueue(prompts, parameters, use_tqdm=False)
+        numbers = {int(name.partition("-")[0]): number for number, name in enumerate(names)}
+        finished: list[tuple[int, Response]] = []
+        told = time.monotonic()
+        while self.engine.llm_engine.has_unfinished_requests():
+            answers = [answer for answer in self.engine.llm_engine.step() if answer.finished]
+            finished += [(numbers[int(answer.request_id)], response_of(answer.outputs[0])) for answer in answers]
+            if finished and time.monotonic() - told > TELL_EVERY_S:
+                yield self.version, finished
+                finished, told = [], time.monotonic()
+        if finished:
+            yield self.version, finished
 
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
         """Opens the way by which weights will come."""

@@ -1,0 +1,111 @@
+"""A teacher with a placement of its own: one process with the whole model, and an actor rank's way to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mopd.support import TeacherAnswer, answer_of, own_ids, shares
+from trainer import cluster, fsdp
+from trainer.forward import ResponseScorer, TokenBatch, fitted
+from trainer.objectives import LossSettings
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a rank asks of its teacher for a micro-batch; tensors on the CPU."""
+
+    batch: TokenBatch
+    """The responses behind the teacher's prompts."""
+    asked: Tensor
+    """[B, T, K] int32, the entries that the student chose; K may be 0."""
+    own: int
+    """How many entries the teacher adds at every token: its likeliest."""
+    temperature: float
+    vocabulary: int
+    """How many logits the student has."""
+
+
+class TeacherWorker:
+    """A frozen teacher, whole on one device; forwards whatever any rank sends, one micro-batch at a time."""
+
+    def __init__(self, *, device: str, model_path: str, attn_implementation: str) -> None:
+        self.device = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
+        self.model_path, self.attn_implementation = model_path, attn_implementation
+
+    def load(self) -> int:
+        """Loads the model; returns the number of its parameters."""
+        self.scorer: ResponseScorer = fsdp.whole_scorer(self.model_path, self.device, self.attn_implementation)
+        return sum(parameter.numel() for parameter in self.scorer.parameters())
+
+    @torch.no_grad()
+    def answer(self, question: Question) -> TeacherAnswer:
+        """Ids (int32) and log-probs (fp32) [B, T, K + own] of the entries asked for, on the CPU."""
+        logits = self.scorer(question.batch.to(self.device), question.temperature)
+        answer = answer_of(fitted(logits, question.vocabulary), question.asked.to(self.device), question.own)
+        return TeacherAnswer(answer.ids.int().cpu(), answer.logprobs.float().cpu())
+
+
+@dataclass(frozen=True)
+class DistantTeacher:
+    """An actor rank's way to its teacher."""
+
+    worker: Any
+    """A `TeacherWorker`."""
+    name: str
+    deadline_s: float
+
+    def ask(self, question: Question) -> Any:
+        """Sends a question; the teacher works on it while the rank goes on."""
+        return self.worker.answer.remote(question)
+
+    def answer(self, pending: Any, device: torch.device) -> TeacherAnswer:
+        """The answer to a question that was sent.
+
+        Raises:
+            WorkerError: the teacher failed, died or did not answer in time; the message names it.
+        """
+        [answer] = cluster.gather([pending], f"asking {self.name}", self.deadline_s)
+        return TeacherAnswer(answer.ids.to(device).long(), answer.logprobs.to(device))
+
+
+def place_teachers(count: int, num_gpus: float, deadline_s: float, **arguments: Any) -> list[DistantTeacher]:
+    """So many new teacher processes; `arguments` are `TeacherWorker`'s."""
+    return [
+        DistantTeacher(
+            cluster.spawn(TeacherWorker, num_cpus=1, num_gpus=num_gpus, **arguments),
+            f"teacher {number + 1} of {count} (actor_rollout_ref.ref.placement=own)",
+            deadline_s,
+        )
+        for number in range(count)
+    ]
+
+
+def waits_for_student(loss: LossSettings) -> bool:
+    """True where the student's logits decide what the teacher is asked."""
+    return loss.method.signal == "divergence" and loss.support != "teacher"
+
+
+def question_of(batch: TokenBatch, student_logits: Tensor | None, loss: LossSettings, vocabulary: int) -> Question:
+    """What the loss needs to know of the teacher.
+
+    Args:
+        batch: the responses behind the teacher's prompts, on the CPU.
+        student_logits: [B, T, V] at the same tokens; None is enough unless the question waits for the student.
+        vocabulary: V.
+    """
+    own = 0
+    asked = batch.tokens[..., None]
+    if loss.method.signal == "divergence":
+        assert loss.topk is not None, "the whole vocabulary is not asked for"
+        chosen, own = shares(loss.support, loss.topk)
+        asked = asked[..., :0] if student_logits is None else own_ids(student_logits, chosen)
+    return Question(batch, asked.int().cpu(), own, loss.temperature, vocabulary)
+
+
+def no_answer(tokens: Tensor) -> TeacherAnswer:
+    """What stands for an answer where every token [B, T] is masked: nobody looks at it."""
+    return TeacherAnswer(torch.zeros_like(tokens)[..., None], torch.zeros_like(tokens, dtype=torch.float32)[..., None])
