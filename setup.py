@@ -26,7 +26,16 @@ setup(
         "Intended Audience :: Science/Research",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=["mopd", "mopd.rewards", "mopd.rewards.sandbox", "trainer", "trainer.config", "trainer.workers"],
+    packages=[
+        "mopd",
+        "mopd.rewards",
+        "mopd.rewards.sandbox",
+        "trainer",
+        "trainer.config",
+        "trainer.planning",
+        "trainer.replaying",
+        "trainer.workers",
+    ],
     package_data={"trainer": ["launch.sh"], "trainer.config": ["*.yaml", "**/*.yaml"]},
     install_requires=[
         "torch>=2.13,<2.14",

@@ -12,8 +12,9 @@ Departures from the published arithmetic:
 1. Sums are carried in float32 whatever the input (float64 stays float64).
 2. With k = V there is no tail; the published code still adds one, of mass 1e-7.
 3. Log-probs are floored at `LOG_FLOOR`: an entry of probability zero (a logit of -inf, say) has a finite
-   price and no gradient. A row without any finite logit, or with NaN or +inf, is no distribution: it yields
-   NaN, for the trainer to see.
+   price and no gradient. A row without any finite logit, or with NaN or +inf, is no distribution
+   (`is_distribution`): it yields NaN here. The losses leave out tokens at which the teacher has none; the
+   student's own NaN goes through, for the trainer to see.
 4. Of equal distributions value and gradient are exactly 0, not a rounding error: see `kl` and `log_mixture`.
 
 Every function is pure; V counts the vocabulary, K the entries compared. Divergences are in nats.
@@ -168,6 +169,11 @@ def log_mixture(p_logprobs: Tensor, q_logprobs: Tensor, alpha: float) -> Tensor:
     """log((1 - alpha) P + alpha Q) entry by entry, 0 < alpha < 1; exactly their value where the two agree."""
     mixed = torch.logaddexp(p_logprobs + math.log1p(-alpha), q_logprobs + math.log(alpha))
     return p_logprobs.where(p_logprobs == q_logprobs, mixed)
+
+
+def is_distribution(logits: Tensor) -> Tensor:
+    """Where logits `[..., V]` give probabilities, `[...]` bool: no NaN, no +inf, and not all of them -inf."""
+    return torch.isfinite(logits.detach().amax(dim=-1))
 
 
 def kl(p_logprobs: Tensor, q_logprobs: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mopd.divergence import Support, Tail, divergence, gather_logprobs, wide
+from mopd.divergence import LOG_FLOOR, Support, Tail, divergence, gather_logprobs, is_distribution, wide
 from mopd.importance import ratio, truncated_weights
 
 Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
@@ -139,16 +139,18 @@ def sampled_token_loss(
 
     Args:
         student_logprobs: `[B, T]` log-probs of the sampled tokens, differentiable.
-        teacher_logprobs: `[B, T]` of the same tokens under the teacher; a constant.
+        teacher_logprobs: `[B, T]` of the same tokens under the teacher; a constant. Tokens to which it gives no
+            probability at all, or none that is a number, cost nothing.
         response_mask and the options: as in `distillation_loss`; there is no alpha, for this is alpha = 1.
 
     Returns: a scalar; 0, with zero gradient, if all is masked. Raises ValueError on a wrong shape or option.
     """
     mask_B_T = _loss_mask(response_mask, sequence_mask, step_ids)
-    student_N = wide(shaped("student_logprobs", student_logprobs, mask_B_T.shape)[mask_B_T])
-    teacher_N = wide(shaped("teacher_logprobs", teacher_logprobs, mask_B_T.shape)[mask_B_T])
+    rated_B_T = mask_B_T & is_rated(shaped("teacher_logprobs", teacher_logprobs, mask_B_T.shape))
+    student_N = wide(shaped("student_logprobs", student_logprobs, mask_B_T.shape)[rated_B_T])
+    teacher_N = wide(teacher_logprobs[rated_B_T])
     return divergence_loss(
-        placed((student_N - teacher_N).detach() * student_N, mask_B_T),
+        placed((student_N - teacher_N).detach() * student_N, rated_B_T),
         student_logprobs.detach(),
         mask_B_T,
         old_logprobs=old_logprobs,
@@ -255,10 +257,11 @@ def token_divergence(
 ) -> Tensor:
     """The divergence at every unmasked token, unweighted: logits `[B, T, V]` to `[B, T]`, 0 where masked.
 
-    Only unmasked positions are computed. Arguments and errors as in `mopd.divergence.divergence`.
+    Only unmasked positions are computed, and where the teacher's logits are no distribution the divergence is 0,
+    without gradient. Arguments and errors as in `mopd.divergence.divergence`.
     """
     shaped("teacher_logits", teacher_logits, student_logits.shape)
-    mask_B_T = shaped("mask", mask_B_T, student_logits.shape[:-1]).bool()
+    mask_B_T = shaped("mask", mask_B_T, student_logits.shape[:-1]).bool() & is_distribution(teacher_logits)
     values_N = divergence(
         student_logits[mask_B_T], teacher_logits[mask_B_T], alpha=alpha, topk=topk, tail=tail, support=support
     )
@@ -269,6 +272,11 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """The log-prob of each token under logits `[..., V]`, ids `[...]` to `[...]`; differentiable."""
     shaped("tokens", tokens, logits.shape[:-1])
     return gather_logprobs(logits, tokens[..., None].long())[..., 0]
+
+
+def is_rated(logprobs: Tensor) -> Tensor:
+    """Where log-probs of single tokens are numbers above that of zero probability, `[...]` to `[...]` bool."""
+    return (logprobs > LOG_FLOOR) & torch.isfinite(logprobs)
 
 
 def step_means(values_B_T: Tensor, step_ids: Tensor, mask_B_T: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mopd.divergence import Support, Tail, closed, gather_logprobs, generalized_jsd, mass
+from mopd.divergence import LOG_FLOOR, Support, Tail, closed, gather_logprobs, generalized_jsd, is_distribution, mass
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class TeacherAnswer:
     """[..., K] int64, ascending; an entry that was asked for twice stands there twice."""
     logprobs: Tensor
     """[..., K], normalised over the whole vocabulary."""
+
+    @property
+    def told(self) -> Tensor:
+        """[...] bool, where the teacher's numbers are log-probs; zero probability, -inf, is one."""
+        return (self.logprobs < torch.inf).all(dim=-1)
 
     def at(self, mask: Tensor) -> TeacherAnswer:
         """The answer `[N, K]` at the tokens where `mask` `[...]` is true."""
@@ -52,7 +57,8 @@ def answer_of(teacher_logits: Tensor, asked: Tensor, own: int) -> TeacherAnswer:
         asked: `[..., K]` ids, in any order; K may be 0.
         own: how many entries the teacher adds.
 
-    Returns: an answer of K + own entries. Raises ValueError where it would have none, or the shapes do not pair up.
+    Returns: an answer of K + own entries, not-a-number where the logits are no distribution. Raises ValueError where it
+    would have none, or the shapes do not pair up.
     """
     if asked.shape[:-1] != teacher_logits.shape[:-1] or asked.shape[-1] + own == 0:
         raise ValueError(
@@ -60,7 +66,8 @@ def answer_of(teacher_logits: Tensor, asked: Tensor, own: int) -> TeacherAnswer:
             f"{tuple(teacher_logits.shape[:-1])} and the number of entries, of which there must be one in all"
         )
     ids = torch.cat([asked.long(), own_ids(teacher_logits, own)], dim=-1).sort(dim=-1).values
-    return TeacherAnswer(ids, gather_logprobs(teacher_logits, ids))
+    lost = ~is_distribution(teacher_logits)[..., None]
+    return TeacherAnswer(ids, gather_logprobs(teacher_logits, ids).masked_fill(lost, torch.nan))
 
 
 def divergence_on(
@@ -76,7 +83,7 @@ def divergence_on(
             f"{tuple(answer.logprobs.shape)} must agree in all but the last dimension, the last two in that as well"
         )
     student_K = closed(gather_logprobs(student_logits, answer.ids), answer.ids, tail)
-    teacher_K = closed(answer.logprobs.detach(), answer.ids, tail)
+    teacher_K = closed(answer.logprobs.detach().clamp(min=LOG_FLOOR), answer.ids, tail)
     return generalized_jsd(student_K, teacher_K, alpha)
 
 

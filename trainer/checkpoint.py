@@ -52,15 +52,16 @@ def aside_of(final: Path) -> Path:
 def seal(final: Path, step: int, facts: Mapping[str, Any], keep: int) -> None:
     """Makes what lies aside the checkpoint `final`, then deletes all but the newest `keep`.
 
-    At every instant either the former checkpoint is whole or this one is.
+    At every instant the checkpoint of an earlier step is whole, or this one is.
 
     Raises:
         OSError: the disk is full or may not be written to.
     """
     aside = aside_of(final)
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
-    for path in files:
+    written = sorted(aside.rglob("*"))
+    for path in written:  # folders too: what they list is to last as long as what the files hold
         flush(path)
+    files = [path for path in written if path.is_file()]
     failpoints.hit("ckpt.before_manifest", step=step, rank=0)
     described = {
         str(path.relative_to(aside)): {"bytes": path.stat().st_size, "blake2b": digest} for path, digest in sums(files)
@@ -110,10 +111,14 @@ def purge(folder: Path, keep: int) -> None:
 
 
 def delete(path: Path, step: int) -> None:
-    """Deletes a checkpoint, its manifest first, so that half of it is not taken for a whole."""
+    """Deletes a checkpoint, its manifest first, so that half of it is not taken for a whole.
+
+    What cannot be deleted now is deleted after the next write.
+    """
     (path / MANIFEST).unlink(missing_ok=True)
+    flush(path)
     failpoints.hit("ckpt.mid_purge", step=step, rank=0)
-    shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def clear_aside(folder: Path) -> None:

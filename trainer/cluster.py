@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+# Ray reads both while it is imported.
+if "RAY_ADDRESS" not in os.environ:
+    # A local Ray listens on the loopback interface alone: what Ray does by default on the systems of this name only.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
-    # A local Ray answers only to holders of a token made for this run. Ray reads this while it is imported.
+    # A local Ray answers only to holders of a token made for this run.
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+from mopd.rewards.custom import KEYS
 
 log = logging.getLogger("mopd")
 
@@ -48,15 +56,45 @@ def start(environment: Mapping[str, str], num_cpus: int) -> None:
     local: dict[str, Any] = (
         {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
     )
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-        **local,
-        # A cluster that is there already does not inherit this process's environment.
-        runtime_env={} if address is None else {"env_vars": dict(environment)},
-    )
+    with withheld(KEYS), unheard(sent_to_all(os.environ)):
+        ray.init(
+            # Without a name Ray would also join a cluster that somebody else has started on this machine.
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            **local,
+            # A cluster that is there already does not inherit this process's environment.
+            runtime_env={} if address is None else {"env_vars": dict(environment)},
+        )
+
+
+@contextmanager
+def withheld(names: Sequence[str]) -> Iterator[None]:
+    """Hides variables from processes that are started meanwhile."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def sent_to_all(environment: Mapping[str, str]) -> set[signal.Signals]:
+    """What Slurm sends to every process of a job, of which the controller alone knows what to do.
+
+    Elsewhere SIGTERM is left as it is: without it the end of the local Ray takes some seconds longer.
+    """
+    return {signal.SIGUSR1, signal.SIGTERM} if "SLURM_JOB_ID" in environment else {signal.SIGUSR1}
+
+
+@contextmanager
+def unheard(numbers: Collection[signal.Signals]) -> Iterator[None]:
+    """Keeps signals from processes that are started meanwhile, for good; this one hears them afterwards."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def stop() -> None:
@@ -99,7 +137,8 @@ def wait(references: Sequence[Any], doing: str, deadline_s: float) -> None:
     while pending:
         left = deadline_s - (time.monotonic() - started)
         if left <= 0:
-            raise DeadlineError(f"{doing}: no answer within trainer.deadline_s={deadline_s:g} s")
+            late = missing(references, pending)
+            raise DeadlineError(f"{doing}: no answer within trainer.deadline_s={deadline_s:g} s{late}")
         # One at a time: when one rank is lost, the others may wait for it in a collective for as long as they may.
         ready, pending = ray.wait(pending, num_returns=1, timeout=min(left, SPEAK_EVERY_S))
         if pending and ready:
@@ -113,6 +152,14 @@ def wait(references: Sequence[Any], doing: str, deadline_s: float) -> None:
                 len(references),
                 waited,
             )
+
+
+def missing(references: Sequence[Any], pending: Sequence[Any]) -> str:
+    """Which of several answers are not there, by number, which is the rank where ranks are asked."""
+    if len(references) == 1:
+        return ""
+    numbers = [str(number) for number, reference in enumerate(references) if reference in pending]
+    return f"; of {len(references)} answers those of {', '.join(numbers)} are missing (ranks count from 0)"
 
 
 def stream(
@@ -186,3 +233,9 @@ def answer(reference: Any, doing: str) -> Any:
         raise WorkerError(f"{doing}: {error.cause!r}\n{error}") from error
     except RayActorError as error:
         raise WorkerDiedError(f"{doing}: the worker process died ({error})") from error
+    except OutOfMemoryError as error:
+        raise WorkerDiedError(
+            f"{doing}: the worker process was ended, the machine's memory was full ({error})"
+        ) from error
+    except RayError as error:
+        raise WorkerError(f"{doing}: the answer is lost ({error!r})") from error

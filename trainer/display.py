@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import tempfile
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,6 +18,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+log = logging.getLogger("mopd")
 
 Record = Mapping[str, Any]
 """A step as `metrics.jsonl` has it; what was not measured is absent or None."""
@@ -59,9 +62,44 @@ def open_screen(stream: TextIO, environment: Mapping[str, str], *, steps: bool) 
 
     Without `steps` the run's steps are not shown at all; what starts and what comes out is.
     """
+    heard = cast(TextIO, Unbroken(stream))
     if steps and stream.isatty() and environment.get("TERM", "dumb") not in ("dumb", "unknown"):
-        return LiveScreen(Console(file=stream, force_terminal=True, highlight=False))
-    return Screen(Console(file=stream, force_terminal=False, color_system=None, highlight=False), steps=steps)
+        return LiveScreen(Console(file=heard, force_terminal=True, highlight=False))
+    return Screen(Console(file=heard, force_terminal=False, color_system=None, highlight=False), steps=steps)
+
+
+class Unbroken:
+    """A stream whose reader may go away, or whose disk may be full: from then on it swallows what it is given.
+
+    No run ends for want of a listener; everything that counts is in its files.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Takes a text, heard or not."""
+        try:
+            self.stream.write(text)
+        except OSError as error:
+            self.swallow(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was taken."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self.swallow(error)
+
+    def swallow(self, error: OSError) -> None:
+        """Turns the stream away, so that what it still holds can be written when the process ends."""
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.stream.fileno())
+        log.warning("what the run tells cannot be written (%s); it goes on, and its files have it all", error)
 
 
 class Screen:

@@ -23,9 +23,10 @@ from rich.table import Table
 
 from mopd.types import Group
 from trainer import cluster
-from trainer.assemble import Placement, place_sampler, place_verifiers, worker_environment
+from trainer.assemble import Placement, custom_reward, place_sampler, place_verifiers, worker_environment
 from trainer.config.compose import PROJECT, nearest, read_yaml, resolve
-from trainer.config.schema import STRICT, Config
+from trainer.config.schema import Config
+from trainer.config.strict import STRICT
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
 from trainer.folders import fresh
 from trainer.inputs import load_tokenizer, reward_faults, summary_instruction, unknown_sources
@@ -139,6 +140,7 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
         raise BadInputError(
             [f"model={asked.model}: has no config.json; name a model's folder, or checkpoints/step_N of a run"]
         )
+    trained = run_configuration(Path(asked.model))
     renderer = Renderer(load_tokenizer("model", asked.model), asked.template_arguments)
     prompts = load(
         asked.data,
@@ -147,8 +149,8 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
         max_prompt_length=asked.max_prompt_length,
         drop_overlong=True,
         instruction=asked.instruction,
+        check_truth=custom_reward(trained) is None,
     )
-    trained = run_configuration(Path(asked.model))
     if faults := [*unknown_sources(trained, "data", asked.data, prompts.prompts), *reward_faults(trained, [prompts])]:
         raise BadInputError(faults)
     output = Path(asked.output)

@@ -3,7 +3,7 @@
     MOPD_FAILPOINTS="ckpt.before_manifest=kill;rank=0;step=3,step.after_opt=raise;rank=1"
 
 Actions: `kill` (the process ends as by kill -9), `raise` (a FailpointError), `stop` (the process stands still),
-`nan` (only where the place asks `poisoned`).
+`nan` and `inf` (a number that is not finite, only where the place asks for one with `factor`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLACES = (
     "sync.mid",
     "sample.before",
 )
-ACTIONS = ("kill", "raise", "stop", "nan")
+ACTIONS = ("kill", "raise", "stop", "nan", "inf")
 
 
 class FailpointError(RuntimeError):
@@ -89,6 +89,7 @@ def hit(place: str, *, step: int | None = None, rank: int | None = None) -> None
         raise FailpointError(f"{VARIABLE}: asked to fail at {place} (step {step}, rank {rank})")
 
 
-def poisoned(place: str, *, step: int | None = None, rank: int | None = None) -> bool:
-    """Whether a number that is not finite is wanted here."""
-    return asked(place, step, rank) == "nan"
+def factor(place: str, *, step: int | None = None, rank: int | None = None) -> float:
+    """1, or the number that is not finite that is wanted here."""
+    action = asked(place, step, rank)
+    return float(action) if action in ("nan", "inf") else 1.0

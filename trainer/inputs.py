@@ -311,6 +311,7 @@ def load_prompts(config: Config, renderer: Renderer) -> tuple[PromptSet, PromptS
                 max_prompt_length=data.max_prompt_length,
                 drop_overlong=data.filter_overlong_prompts,
                 instruction=summary_instruction(config),
+                check_truth=custom_reward(config) is None,
             )
         except BadInputError as error:
             problems += error.problems

@@ -84,8 +84,8 @@ def train(parts: Parts) -> None:
         ending = parts.ending(step)
         if ending or parts.schedule.saves(step):
             with clock.turn("save"):
-                parts.saver.save(step)
+                parts.saver.save(step, parts.state())
         if ending:
-            parts.saver.settle(wait=True)
+            parts.saver.finish()
             raise ending
-    parts.saver.settle(wait=True)
+    parts.saver.finish()

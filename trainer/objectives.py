@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mopd import importance, losses, preference
-from mopd.divergence import Support, Tail, captured_mass
+from mopd.divergence import Support, Tail, captured_mass, is_distribution
 from mopd.methods import Method, Signal
 from mopd.policy_losses import POLICY_LOSSES
 from mopd.support import TeacherAnswer, divergence_on, mass_on
@@ -153,7 +153,7 @@ def divergence_part(scored: Scored, settings: LossSettings, denominator: float) 
     """Divergence to the teacher's next-token distribution."""
     targets = scored.targets
     compare = compared_on if isinstance(scored.teacher, TeacherAnswer) else compared
-    divergence, masses = compare(scored, settings)
+    divergence, masses, told = compare(scored, settings)
     loss = losses.divergence_loss(
         divergence,
         scored.logprobs.detach(),
@@ -168,12 +168,17 @@ def divergence_part(scored: Scored, settings: LossSettings, denominator: float) 
     return loss, {
         "self_distillation/divergence": divergence.detach(),
         "self_distillation/topk_mass_student": masses[0],
-        "self_distillation/topk_mass_teacher": masses[1],
+        "self_distillation/topk_mass_teacher": masses[1].where(told, 0.0),
+        "self_distillation/teacher_invalid_fraction": (~told).float(),
     }
 
 
-def compared(scored: Scored, settings: LossSettings) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Divergences [B, T], and the mass of what is compared under both models, from both models' logits."""
+Compared = tuple[Tensor, tuple[Tensor, Tensor], Tensor]
+"""Divergences [B, T], the mass of what is compared under both models [B, T], and where the teacher has any [B, T]."""
+
+
+def compared(scored: Scored, settings: LossSettings) -> Compared:
+    """Divergences from both models' logits."""
     assert isinstance(scored.teacher, Tensor)
     values = losses.token_divergence(
         scored.student_logits,
@@ -184,17 +189,19 @@ def compared(scored: Scored, settings: LossSettings) -> tuple[Tensor, tuple[Tens
         tail=settings.tail,
         support=settings.support,
     )
-    return values, captured_mass(scored.student_logits, scored.teacher, topk=settings.topk, support=settings.support)
+    masses = captured_mass(scored.student_logits, scored.teacher, topk=settings.topk, support=settings.support)
+    return values, masses, is_distribution(scored.teacher)
 
 
-def compared_on(scored: Scored, settings: LossSettings) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def compared_on(scored: Scored, settings: LossSettings) -> Compared:
     """As `compared`, from what a teacher that is elsewhere has answered."""
     assert isinstance(scored.teacher, TeacherAnswer)
-    mask = scored.targets.mask.bool()
+    told = scored.teacher.told
+    mask = scored.targets.mask.bool() & told
     answer = scored.teacher.at(mask)
     values = divergence_on(scored.student_logits[mask], answer, alpha=settings.alpha, tail=settings.tail)
     student, teacher = mass_on(scored.student_logits.detach()[mask], answer)
-    return losses.placed(values, mask), (losses.placed(student, mask), losses.placed(teacher, mask))
+    return losses.placed(values, mask), (losses.placed(student, mask), losses.placed(teacher, mask)), told
 
 
 def sampled_token_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
@@ -211,7 +218,11 @@ def sampled_token_part(scored: Scored, settings: LossSettings, denominator: floa
         aggregation=settings.aggregation,
         denominator=denominator,
     )
-    return loss, {"self_distillation/log_ratio": scored.logprobs.detach() - teacher_logprobs}
+    rated = losses.is_rated(teacher_logprobs)
+    return loss, {
+        "self_distillation/log_ratio": (scored.logprobs.detach() - teacher_logprobs).where(rated, 0.0),
+        "self_distillation/teacher_invalid_fraction": (~rated).float(),
+    }
 
 
 def teacher_of_tokens(scored: Scored) -> Tensor:

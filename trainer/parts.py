@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from mopd.methods import Method
 from mopd.steps import step_ids
 from mopd.types import FloatArray, Group, IntArray, Outcome, Rollout, TokenStreams
 from trainer.contexts import Context, ContextBuilder
-from trainer.errors import StoppedError
+from trainer.errors import RunUnhealthyError, StoppedError
 from trainer.health import Health
 from trainer.packing import Sample
 from trainer.prompts import PromptSet, batch_at, other_rows
@@ -90,13 +91,22 @@ class Parts:
 
     def drawn(self, rows: Sequence[int], step: int, draw: int = 0) -> tuple[Group, ...]:
         """A group of rollouts for each of `rows`; `draw` counts a step's later draws."""
-        name, path = (f"{step}.{draw}", [step, draw]) if draw else (str(step), [step])
-        asked = [
+        settings = replace(self.sampling, max_tokens=self.horizon(step - 1))
+        path = [step, draw] if draw else [step]
+        return self.sampler.sample(self.asked(rows, step, draw), self.sizes.rollouts, settings, path)
+
+    def asked(self, rows: Sequence[int], step: int, draw: int = 0) -> list[Asked]:
+        """The prompts of `rows`, each named as this step's draw names it."""
+        name = f"{step}.{draw}" if draw else str(step)
+        return [
             Asked(f"{name}-{number}", self.prompts.prompts[row], self.prompts.prompt_ids[row])
             for number, row in enumerate(rows)
         ]
-        limit = self.horizon(step - 1)
-        return self.sampler.sample(asked, self.sizes.rollouts, replace(self.sampling, max_tokens=limit), path)
+
+    def other_rows(self, step: int, draw: int, used: Collection[int]) -> list[int]:
+        """The rows of a step's later draw, none of them in `used`."""
+        sizes = self.sizes
+        return other_rows(step, draw, rows=len(self.prompts), count=sizes.prompts, seed=sizes.seed, used=used)
 
     def verify(self, groups: Sequence[Group], step: int) -> tuple[Group, ...]:
         """The groups with outcomes. A response that a horizon cut short has no verdict."""
@@ -121,9 +131,7 @@ class Parts:
         used, seen = set(self.rows(step)), list(groups)
         teaching = self.teaching(groups)
         for draw in range(1, self.sizes.draws):
-            rows = other_rows(
-                step, draw, rows=len(self.prompts), count=self.sizes.prompts, seed=self.sizes.seed, used=used
-            )
+            rows = self.other_rows(step, draw, used)
             if len(teaching) >= self.sizes.prompts or not rows:
                 break
             used |= set(rows)
@@ -141,19 +149,30 @@ class Parts:
 
     def learn(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Learned:
         """One update of student and teacher."""
-        views = [context.view for context in contexts] if self.method.distils else None
-        streams = token_streams(self.method, groups, views, self.credit)
+        streams = self.streams(groups, contexts)
         samples = self.samples_of(groups, contexts, streams)
         record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
         metrics, divergences = self.policy.update(samples, step, record)
-        metrics |= {**rollout_metrics(groups), **self.verifier.report()}
+        metrics |= {**self.figures(groups, contexts, streams), **self.verifier.report()}
+        return Learned(metrics, divergences)
+
+    def streams(self, groups: Sequence[Group], contexts: Sequence[Context]) -> list[TokenStreams]:
+        """What the optimiser sees of every rollout, in sampling order."""
+        views = [context.view for context in contexts] if self.method.distils else None
+        return token_streams(self.method, groups, views, self.credit)
+
+    def figures(
+        self, groups: Sequence[Group], contexts: Sequence[Context], streams: Sequence[TokenStreams]
+    ) -> dict[str, float]:
+        """What a step's rollouts and views tell without a model, under published names."""
+        metrics = rollout_metrics(groups)
         metrics["critic/informative_group_fraction"] = len(self.teaching(groups)) / len(groups)
         metrics["actor/trained_fraction"] = float(np.mean([bool(stream.weights.any()) for stream in streams]))
-        if views is not None:
-            metrics |= self.contexts.metrics(views, groups)
+        if self.method.distils:
+            metrics |= self.contexts.metrics([context.view for context in contexts], groups)
             lengths = [len(context.prompt_ids) for context in contexts if context.prompt_ids is not None]
             metrics |= spread("self_distillation/teacher_prompt_length", lengths)
-        return Learned(metrics, divergences)
+        return metrics
 
     def samples_of(
         self, groups: Sequence[Group], contexts: Sequence[Context], streams: Sequence[TokenStreams]
@@ -202,11 +221,20 @@ class Parts:
         """
         self.saver.settle(wait=False)
         if (unwell := self.health.ending(step)) is not None:
-            return unwell
-        reason = None if step == self.schedule.last else self.stopper.reason()
+            batch = self.journal.folders.rollouts / f"{step}.jsonl"
+            return RunUnhealthyError(f"{unwell}; what it was trained on lies in {batch}", step)
+        reason = None if step == self.schedule.last else self.stopper.reason(self.saver.longest_s)
         if reason is None:
             return None
         return StoppedError(f"{reason}: ended after step {step} with a checkpoint; to go on: {how_to_go_on()}")
+
+    def state(self) -> dict[str, Any]:
+        """What the controller itself must know to go on, as JSON has it; all else follows from the step's number."""
+        return {"health": self.health.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state()`."""
+        self.health.load_state_dict(state["health"])
 
 
 def without_verdict_if_cut(rollout: Rollout, outcome: Outcome) -> Outcome:

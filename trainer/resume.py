@@ -14,12 +14,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
+import mopd
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.config.compose import read_yaml
 from trainer.errors import BadInputError
+from trainer.prompts import PromptSet
 from trainer.tracking import Folders
 
 log = logging.getLogger("mopd")
@@ -51,6 +53,27 @@ UNSAID = (
 """Of these, keys whose change goes without saying."""
 DESCRIBING = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Files of a model's folder that must be the same when a run goes on."""
+LOCK, ASIDE = ".lock", ".config.yaml.partial"
+"""Files that may lie in a folder before a run does."""
+
+
+MODES = ("auto", "must", "disable")
+"""Values of `trainer.resume_mode`; any other is the folder of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The run that is asked for."""
+
+    method: str
+    settings: Mapping[str, Any]
+    """The resolved configuration."""
+    last: int
+    """Its last step."""
+    mode: str
+    """`trainer.resume_mode`."""
+    facts: Mapping[str, Any]
+    """What a checkpoint's manifest tells of it, see `facts_of`; what is not there is not compared."""
 
 
 @dataclass(frozen=True)
@@ -67,64 +90,90 @@ class AlreadyDone(Exception):
     """The folder holds all the steps that were asked for."""
 
 
-def start_of(
-    folders: Folders, tree: Mapping[str, Any], config_name: str, mode: str, last: int, model_path: str
-) -> Start:
+def start_of(folders: Folders, wanted: Wanted) -> Start:
     """Where the run that is asked for begins.
 
-    `tree` is its resolved configuration, `last` its last step.
-
     Raises:
-        BadInputError: the folder holds another run or something else, or the checkpoint that was named is damaged.
+        BadInputError: the folder holds something else or another run, no checkpoint of it is whole, or the one that
+            was named is damaged or another run's.
         AlreadyDone: nothing is left to do.
     """
+    named = None if wanted.mode in MODES else checkpoint_named(wanted)
     occupied = holds_run(folders.output)
-    if occupied and mode == "disable":
-        raise BadInputError(
-            [
+    if occupied:
+        refuse_other(folders.output / "config.yaml", wanted, f"trainer.output_dir={folders.output}: holds another run")
+        if wanted.mode == "disable":
+            refuse(
                 f"trainer.output_dir={folders.output}: holds a run, and trainer.resume_mode=disable forbids to go on "
                 f"with it; name another OUTPUT_DIR"
-            ]
-        )
-    if mode not in ("auto", "disable"):
-        start = named(Path(mode))
-        settings = Path(mode) / "config.yaml"
+            )
+    own = newest_own(folders, wanted, occupied=occupied, named=named)
+    chosen = own or named
+    if own is not None and named is not None and own.folder.resolve() != named.folder.resolve():
+        log.warning("%s went on from %s before: it is further", folders.output, named.folder)
+    if chosen is None and wanted.mode == "must":
+        refuse(f"trainer.resume_mode=must: {folders.checkpoints} holds no checkpoint to go on from")
+    start = Start() if chosen is None else Start(chosen.step, chosen)
+    if start.step >= wanted.last and (chosen is not None or history(folders.output)):
+        where = folders.output if occupied or chosen is None else chosen.folder
+        raise AlreadyDone(f"{where} already holds {start.step} steps of {wanted.last} asked; nothing to do")
+    if chosen is not None:
+        refuse_other_facts(chosen, wanted)
+        tell_changes(chosen.folder / "config.yaml", wanted)
+        log.warning("going on after step %d, from %s", start.step, chosen.folder)
     elif occupied:
-        start = found(folders)
-        settings = folders.output / "config.yaml"
-    else:
-        return Start()
-    if faults := other_settings(settings, tree, config_name, folders.output):
-        raise BadInputError(faults)
-    if start.checkpoint is not None and start.checkpoint.facts.get("model") not in (None, described(model_path)):
-        raise BadInputError(
-            [
-                f"actor_rollout_ref.model.path={model_path}: its configuration or tokenizer is not the one that "
-                f"{start.checkpoint.folder} was trained with; put the former model back, or begin another run"
-            ]
-        )
-    if start.step >= last and (start.checkpoint is not None or history(folders.output)):
-        raise AlreadyDone(f"{folders.output} already holds {start.step} steps of {last} asked; nothing to do")
+        log.warning("%s holds a run without a checkpoint; it begins again at step 0", folders.output)
     return start
 
 
-def named(folder: Path) -> Start:
-    """After a checkpoint that was named: a damaged one is an error."""
+def checkpoint_named(wanted: Wanted) -> Checkpoint:
+    """The checkpoint that `trainer.resume_mode` names: a damaged one is an error, never passed over."""
+    asked = f"trainer.resume_mode={wanted.mode}"
+    folder = Path(wanted.mode).expanduser()
+    if not folder.is_dir():
+        refuse(
+            f"{asked}: there is no such folder (from {Path.cwd()}); it is {', '.join(MODES)} or a checkpoint's folder"
+        )
+    for beside in (folder, folder / "checkpoints"):
+        if inside := checkpoint.listed(beside):
+            refuse(f"{asked}: is the folder of a whole run; name one of its checkpoints, like {inside[-1][1]}")
     try:
-        whole = checkpoint.read(folder)
+        found = checkpoint.read(folder)
     except CheckpointError as error:
-        raise BadInputError([f"trainer.resume_mode={folder}: {error}; name a whole one, or auto"]) from None
-    return Start(whole.step, whole)
+        refuse(f"{asked}: {error}; name a whole one, or auto")
+    refuse_other(folder / "config.yaml", wanted, f"{asked}: is a checkpoint of another run")
+    return found
 
 
-def found(folders: Folders) -> Start:
-    """After the newest whole checkpoint of the folder; at the beginning where there is none."""
-    whole = checkpoint.newest(folders.checkpoints)
-    if whole is None:
-        log.warning("%s holds a run without a whole checkpoint; it begins again at step 0", folders.output)
-        return Start()
-    log.warning("going on after step %d, from %s", whole.step, whole.folder)
-    return Start(whole.step, whole)
+def newest_own(folders: Folders, wanted: Wanted, *, occupied: bool, named: Checkpoint | None) -> Checkpoint | None:
+    """The newest whole checkpoint of the run in OUTPUT_DIR; None where it has not written any."""
+    there = checkpoint.listed(folders.checkpoints)
+    inside = named is not None and named.folder.resolve().parent == folders.checkpoints.resolve()
+    if not there:
+        return None
+    if not occupied and not inside:
+        refuse(
+            f"trainer.default_local_dir={folders.checkpoints}: holds checkpoints of another run ({there[-1][1].name}); "
+            f"name another CKPT_DIR, or go on from one of them with trainer.resume_mode"
+        )
+    own = checkpoint.newest(folders.checkpoints)
+    if own is None:
+        refuse(
+            f"{folders.checkpoints}: none of its checkpoints is whole; name another OUTPUT_DIR, or delete them to "
+            f"begin again at step 0"
+        )
+    refuse_other(own.folder / "config.yaml", wanted, f"trainer.default_local_dir: {own.folder} is of another run")
+    if inside and named is not None and named.step != own.step:
+        refuse(
+            f"trainer.resume_mode={wanted.mode}: {own.folder.name} there is newer; to go back, name a fresh OUTPUT_DIR "
+            f"(and CKPT_DIR)"
+        )
+    return own
+
+
+def refuse(problem: str) -> NoReturn:
+    """Raises the one problem there is."""
+    raise BadInputError([problem]) from None
 
 
 def holds_run(output: Path) -> bool:
@@ -135,7 +184,7 @@ def holds_run(output: Path) -> bool:
     """
     foreign = f"trainer.output_dir={output}: is not empty and holds no run of this project; name another OUTPUT_DIR"
     try:
-        if not output.exists() or not any(path.name != LOCK for path in output.iterdir()):
+        if not output.exists() or all(path.name in (LOCK, ASIDE) for path in output.iterdir()):
             return False
         if not (output / "config.yaml").read_text().startswith(METHOD_LINE):
             raise BadInputError([foreign])
@@ -145,27 +194,37 @@ def holds_run(output: Path) -> bool:
     return True
 
 
-def other_settings(file: Path, tree: Mapping[str, Any], config_name: str, output: Path) -> list[str]:
-    """What sets the run described in `file` apart from the one asked for: a sentence, or nothing.
+def refuse_other(file: Path, wanted: Wanted, finding: str) -> None:
+    """Refuses to go on with what the run described in `file` has left, if it is not the one that is wanted.
 
-    Differences with which a run may go on are told in the log.
+    Raises:
+        BadInputError: it is not; the message begins with `finding`.
     """
-    there = read_yaml(file)
-    method = file.read_text().splitlines()[0].removeprefix(METHOD_LINE).strip()
-    ours, theirs = dict(flat(tree)), dict(flat(there))
-    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    told = {key: f"{key}={theirs.get(key)} there, {ours.get(key)} asked" for key in keys}
+    try:
+        method, told = differences(file, wanted)
+    except (OSError, ValueError, IndexError) as error:
+        refuse(f"{file} cannot be read ({type(error).__name__}: {error!s:.80})")
     differing = [sentence for key, sentence in told.items() if not key.startswith(MAY_CHANGE)]
-    if method != config_name:
-        differing.insert(0, f"method {method} there, {config_name} asked")
+    if method != wanted.method:
+        differing.insert(0, f"method {method} there, {wanted.method} asked")
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        what = f"{'; '.join(differing[:3])}{more}"
-        return [f"trainer.output_dir={output}: holds another run ({what}); name another OUTPUT_DIR"]
-    for key in keys:
+        refuse(f"{finding} ({'; '.join(differing[:3])}{more}); name another OUTPUT_DIR")
+
+
+def tell_changes(file: Path, wanted: Wanted) -> None:
+    """Tells in the log with which other settings a run goes on than those in `file`."""
+    for key, sentence in differences(file, wanted)[1].items():
         if key not in UNSAID:
-            log.warning("going on with another setting: %s", told[key])
-    return []
+            log.warning("going on with another setting: %s", sentence)
+
+
+def differences(file: Path, wanted: Wanted) -> tuple[str, dict[str, str]]:
+    """The method that is told in `file`, and by key what is set otherwise there than wanted, in words."""
+    method = file.read_text().splitlines()[0].removeprefix(METHOD_LINE).strip()
+    ours, theirs = dict(flat(wanted.settings)), dict(flat(read_yaml(file)))
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    return method, {key: f"{key}={theirs.get(key)} there, {ours.get(key)} asked" for key in keys}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,13 +236,35 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def described(model_path: str) -> str:
-    """A checksum of what describes a model and its tokenizer."""
-    digest = hashlib.blake2b(digest_size=16)
+def facts_of(model_path: str, prompts: PromptSet, seed: int) -> dict[str, Any]:
+    """What tells, beside the settings, whether a run goes on with the same model and data.
+
+    Of weights only the size is looked at: they are large, and the checkpoint has its own.
+    """
+    model, data = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for name in DESCRIBING:
         file = Path(model_path) / name
-        digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
-    return digest.hexdigest()
+        model.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
+    for file in sorted(Path(model_path).glob("*.safetensors")):
+        model.update(f"{file.name} {file.stat().st_size}".encode())
+    for prompt, prompt_ids in zip(prompts.prompts, prompts.prompt_ids, strict=True):
+        data.update(prompt_ids.tobytes() + prompt.ground_truth.encode(errors="surrogatepass"))
+    return {"model": model.hexdigest(), "data": data.hexdigest(), "seed": seed, "mopd": mopd.__version__}
+
+
+def refuse_other_facts(chosen: Checkpoint, wanted: Wanted) -> None:
+    """Refuses to go on with another model or other data under the same name."""
+    keys = {
+        "model": ("actor_rollout_ref.model.path", "the model's configuration, tokenizer or size of weights"),
+        "data": ("data.train_files", "the training prompts"),
+    }
+    settings = dict(flat(wanted.settings))
+    for fact, (key, what) in keys.items():
+        if fact in wanted.facts and chosen.facts.get(fact) not in (None, wanted.facts[fact]):
+            refuse(
+                f"{key}={settings.get(key)}: {what} are not those that {chosen.folder} was trained with; put the "
+                f"former ones back, or begin another run"
+            )
 
 
 def take_back(folders: Folders, step: int) -> None:
@@ -191,13 +272,15 @@ def take_back(folders: Folders, step: int) -> None:
     for name in ("metrics.jsonl", "health.jsonl"):
         trim(folders.output / name, step)
     for folder in (folders.rollouts, folders.validation):
-        for file in folder.glob("*.jsonl"):
-            if file.stem.isdecimal() and int(file.stem) > step:
+        for file in folder.glob("*.*"):
+            if file.suffix in (".jsonl", ".npz") and file.stem.isdecimal() and int(file.stem) > step:
                 file.unlink()
+    if step == 0:  # TensorBoard's files are told to forget the steps after one that is done, which is none
+        shutil.rmtree(folders.output / "tensorboard", ignore_errors=True)
     checkpoint.clear_aside(folders.checkpoints)
     for number, path in checkpoint.listed(folders.checkpoints):
         if number > step:
-            shutil.rmtree(path)  # damaged, or it would be where the run goes on
+            shutil.rmtree(path, ignore_errors=True)  # damaged, or it would be where the run goes on
 
 
 def trim(file: Path, step: int) -> None:
@@ -226,7 +309,21 @@ def history(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for _, line in records(file)] if file.is_file() else []
 
 
-LOCK = ".lock"
+def traces(folders: Folders) -> list[tuple[str, int]]:
+    """What changes when a process trains in a run's folders."""
+    steps = [(str(path), step) for step, path in checkpoint.listed(folders.checkpoints)]
+    metrics = folders.output / "metrics.jsonl"
+    return [*steps, ("metrics", metrics.stat().st_size if metrics.is_file() else 0)]
+
+
+def describe_run(folders: Folders, text: str) -> None:
+    """Makes a run's folders and writes its `config.yaml`, which is what makes them a run's: whole, and first of all."""
+    folders.output.mkdir(parents=True, exist_ok=True)
+    aside = folders.output / ASIDE
+    aside.write_text(text)
+    os.replace(aside, folders.output / "config.yaml")
+    for folder in (folders.checkpoints, folders.rollouts, folders.validation):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def lock(output: Path) -> IO[str]:
@@ -247,7 +344,7 @@ def lock(output: Path) -> IO[str]:
     except BlockingIOError:
         file.close()
         raise BadInputError(
-            [f"trainer.output_dir={output}: another process trains in this folder; wait for it, or name another"]
+            [f"{output}: another process trains in this folder; wait for it, or name another"]
         ) from None
     except OSError as error:  # a file system without locks
         log.warning("%s cannot be locked (%s); see to it that no other process trains in it", output, error)

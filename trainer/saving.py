@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.cluster import WorkerDiedError, WorkerError
+from trainer.cluster import DeadlineError, WorkerDiedError, WorkerError
 from trainer.services import Policy
 from trainer.workers.state import Saving
 
@@ -28,20 +29,36 @@ class Saver:
     """The text of `config.yaml`."""
     keep: int
     on_error: Literal["stop", "warn"]
-    facts: Callable[[], Mapping[str, Any]]
-    """What a checkpoint's manifest tells of the run."""
+    facts: Mapping[str, Any]
+    """What every checkpoint's manifest tells of the run."""
     failures: int = 0
+    """Writes that have failed since the last one that went well."""
+    failure: WorkerError | None = None
+    """Why the last write failed; None where it did not, or goes on."""
     pending: bool = False
+    """A write goes on, or has ended unheard."""
+    began: float = 0.0
+    longest_s: float = 0.0
+    """The longest that a write has taken, as far as it was seen."""
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Begins to write the checkpoint of a step, once the one before is whole.
 
-        What it holds is of this step, whatever comes while it is written.
+        What it holds is of this step, whatever comes while it is written. `state` is the controller's own.
+
+        Raises:
+            WorkerError: this or the last one could not be written, and that stops the run.
         """
         self.settle(wait=True)
         folder = str((self.folder / f"step_{step}").resolve())
-        saving = Saving(folder, step, dict(self.facts()), self.config, self.keep)
-        self.pending = self.guarded(lambda: self.policy.save(saving))
+        saving = Saving(folder, step, {**self.facts, "state": dict(state)}, self.config, self.keep)
+        self.began, self.failure = time.monotonic(), None
+        try:
+            self.policy.save(saving)
+        except WorkerError as error:
+            self.failed(error)
+        else:
+            self.pending = True
 
     def settle(self, *, wait: bool) -> None:
         """Hears whether the last checkpoint was written; with `wait`, once it is.
@@ -51,19 +68,29 @@ class Saver:
         """
         if not self.pending:
             return
-        if self.guarded(lambda: self.policy.settle(wait=wait)) and wait:
-            self.pending, self.failures = False, 0
-
-    def guarded(self, call: Callable[[], None]) -> bool:
-        """Whether a call went well; a failure is told, and raised where it stops the run."""
         try:
-            call()
-        except WorkerDiedError:
-            raise
+            self.pending = not self.policy.settle(wait=wait)
         except WorkerError as error:
-            self.failures, self.pending = self.failures + 1, False
-            if self.on_error == "stop" or self.failures >= MOST_FAILURES:
-                raise
-            log.warning("%s; training goes on (trainer.on_save_error=warn)", str(error).splitlines()[0])
-            return False
-        return True
+            self.pending = False
+            self.failed(error)
+        else:
+            self.failures = self.failures if self.pending else 0
+            self.longest_s = max(self.longest_s, time.monotonic() - self.began)
+
+    def finish(self) -> None:
+        """Waits for the run's last checkpoint.
+
+        Raises:
+            WorkerError: it was not written: whatever `on_error` says, a run without its result has failed.
+        """
+        self.settle(wait=True)
+        if self.failure is not None:
+            raise self.failure
+
+    def failed(self, error: WorkerError) -> None:
+        """Raises a failure that stops the run, and tells of any other."""
+        self.failures, self.failure = self.failures + 1, error
+        lost = isinstance(error, WorkerDiedError | DeadlineError)
+        if lost or self.on_error == "stop" or self.failures >= MOST_FAILURES:
+            raise error
+        log.warning("%s; training goes on (trainer.on_save_error=warn)", str(error).splitlines()[0])

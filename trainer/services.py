@@ -153,10 +153,16 @@ class Policy:
         """Begins to write a checkpoint, once the last one is whole."""
         self.all_ranks("save", saving, doing=f"saving {saving.folder}")
 
-    def settle(self, *, wait: bool) -> None:
-        """Raises what went wrong with the last checkpoint; with `wait`, once it is written."""
-        references = [worker.settle.remote(wait=wait) for worker in self.workers]
-        cluster.gather(references, "writing the checkpoint", self.deadline_s)
+    def settle(self, *, wait: bool) -> bool:
+        """Whether the last checkpoint is written; with `wait`, once it is. Raises what went wrong with it."""
+        doing = "writing the checkpoint"
+        # The ranks end together, or one is about to: nobody's error is heard before all can be asked for theirs.
+        if not wait and not all(
+            cluster.gather([worker.saved.remote() for worker in self.workers], doing, self.deadline_s)
+        ):
+            return False
+        cluster.gather([worker.settle.remote() for worker in self.workers], doing, self.deadline_s)
+        return True
 
     def restore(self, folder: str) -> None:
         """Goes on from a checkpoint."""
@@ -224,6 +230,8 @@ class Sampling:
         for version, finished in cluster.stream(
             self.worker.sample, arguments, "sampling rollouts", self.deadline_s, between
         ):
+            if version != self.version:
+                raise cluster.WorkerError(f"the sampler has weights of version {version}, wanted {self.version}")
             for number, response in finished:
                 item, name = owners[number]
                 found[number] = rollout_of(name, response, version)
@@ -299,7 +307,7 @@ class StandingSampling(Sampling):
         self, spawn: Callable[[], Any], *, seed: int, deadline_s: float, verification: Verification | None = None
     ) -> None:
         self.worker, self.spawn, self.seed, self.deadline_s, self.restarts = spawn(), spawn, seed, deadline_s, 0
-        self.verification = verification
+        self.verification, self.version = verification, 0
 
     def ready(self) -> None:
         """There is nothing to publish."""

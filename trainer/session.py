@@ -8,10 +8,12 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +28,19 @@ from trainer.folders import fresh
 from trainer.inputs import Inputs, read_inputs
 from trainer.loop import train
 from trainer.prompts import PromptSet
-from trainer.resume import METHOD_LINE, AlreadyDone, Start, described, history, lock, start_of, take_back
+from trainer.resume import (
+    METHOD_LINE,
+    AlreadyDone,
+    Start,
+    Wanted,
+    describe_run,
+    facts_of,
+    history,
+    lock,
+    start_of,
+    take_back,
+    traces,
+)
 from trainer.saving import Saver
 from trainer.schedule import Schedule
 from trainer.services import Policy
@@ -49,19 +63,26 @@ def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
     if inputs.isolation is not None:
         screen.say(f"  programs of responses run isolated, {inputs.isolation.reason}")
     folders = folders_of(config, config_name)
-    model = config.actor_rollout_ref.model.path
     schedule = schedule_of(config, inputs.train)
+    facts = facts_of(config.actor_rollout_ref.model.path, inputs.train, config.data.seed)
+    wanted = Wanted(config_name, resolved.tree, schedule.last, config.trainer.resume_mode, facts)
     try:
-        start = start_of(folders, resolved.tree, config_name, config.trainer.resume_mode, schedule.last, model)
+        before = traces(folders)
+        start = start_of(folders, wanted)
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(lock(folders.output))
+            if folders.output.resolve() not in folders.checkpoints.resolve().parents:
+                locks.enter_context(lock(folders.checkpoints))
+            if traces(folders) != before:  # another process has ended in it just now
+                start = start_of(folders, wanted)
+            return steps(wanted, resolved, inputs, replace(schedule, done=start.step), folders, start, screen)
     except AlreadyDone as done:
         screen.say(str(done))
         return DONE
-    with lock(folders.output):
-        return steps(config_name, resolved, inputs, replace(schedule, done=start.step), folders, start, screen)
 
 
 def steps(
-    config_name: str,
+    wanted: Wanted,
     resolved: Resolved,
     inputs: Inputs,
     schedule: Schedule,
@@ -74,9 +95,9 @@ def steps(
     Raises:
         StoppedError: a signal or the time budget ended the run, with a checkpoint.
     """
-    config = resolved.config
-    take_back(folders, start.step)
+    config, config_name = resolved.config, wanted.method
     prepare(folders, resolved, config_name)
+    take_back(folders, start.step)
     screen.say(f"  {schedule.last} steps on {inputs.placement.device}, into {folders.output}")
     stopper = Stopper(config.trainer.time_budget_s, os.environ)
     try:
@@ -92,21 +113,22 @@ def steps(
                 sampler.version = start.step
             write_manifest(folders, config_name, config, inputs, versions, start.step)
             journal = open_journal(folders, resolved, inputs, schedule, screen)
-            saver = saver_of(folders, config, policy)
+            saver = saver_of(folders, config, policy, wanted.facts)
+            parts = build_parts(
+                config,
+                inputs.renderers,
+                inputs.train,
+                inputs.held_out,
+                services,
+                journal,
+                schedule,
+                saver,
+                stopper,
+            )
+            if start.checkpoint is not None:
+                parts.restore(start.checkpoint.facts["state"])
             with journal.trackers:
-                train(
-                    build_parts(
-                        config,
-                        inputs.renderers,
-                        inputs.train,
-                        inputs.held_out,
-                        services,
-                        journal,
-                        schedule,
-                        saver,
-                        stopper,
-                    )
-                )
+                train(parts)
     except RunUnhealthyError as error:
         journal.farewell(folders.checkpoints / f"step_{error.step}")
         raise
@@ -124,16 +146,15 @@ def open_journal(folders: Folders, resolved: Resolved, inputs: Inputs, schedule:
     return Journal(folders, renderer, screen, schedule.last, trackers, history(folders.output))
 
 
-def saver_of(folders: Folders, config: Config, policy: Policy) -> Saver:
+def saver_of(folders: Folders, config: Config, policy: Policy, facts: Mapping[str, Any]) -> Saver:
     """What writes the run's checkpoints."""
-    model = described(config.actor_rollout_ref.model.path)
     return Saver(
         policy=policy,
         folder=folders.checkpoints,
         config=(folders.output / "config.yaml").read_text(),
         keep=config.trainer.max_actor_ckpt_to_keep,
         on_error=config.trainer.on_save_error,
-        facts=lambda: {"model": model, "seed": config.data.seed, "mopd": mopd.__version__},
+        facts=facts,
     )
 
 
@@ -176,9 +197,7 @@ def folders_of(config: Config, config_name: str) -> Folders:
 def prepare(folders: Folders, resolved: Resolved, config_name: str) -> None:
     """Makes the folders, keeps the resolved configuration, and links ./rollouts/<name> for the analysis commands."""
     try:
-        for folder in (folders.output, folders.checkpoints, folders.rollouts, folders.validation):
-            folder.mkdir(parents=True, exist_ok=True)
-        (folders.output / "config.yaml").write_text(f"{METHOD_LINE} {config_name}\n{as_yaml(resolved.tree)}")
+        describe_run(folders, f"{METHOD_LINE} {config_name}\n{as_yaml(resolved.tree)}")
     except OSError as error:
         raise BadInputError(
             [f"{error.filename}: cannot be written ({error.strerror}); name another OUTPUT_DIR"]

@@ -67,15 +67,18 @@ class Stopper:
         if self.asked is not None:
             raise StoppedError(f"{self.asked} came before the first step; nothing was trained")
 
-    def reason(self) -> str | None:
-        """Why the run ends after the step that has just been finished; None to go on."""
+    def reason(self, saving_s: float = 0.0) -> str | None:
+        """Why the run ends after the step that has just been finished; None to go on.
+
+        `saving_s` is how long the checkpoint takes that ends a run.
+        """
         now = time.monotonic()
         if self.last is not None:
             self.longest = max(self.longest, now - self.last)
         self.last = now
         if self.asked is not None:
             return self.asked
-        if self.deadline is not None and now + SPARE * self.longest > self.deadline:
+        if self.deadline is not None and now + SPARE * self.longest + saving_s > self.deadline:
             return "the time budget does not hold another step"
         return None
 

@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TextIO
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from mopd.types import FloatArray, Group, Outcome, Rollout
 from trainer.contexts import Context
 from trainer.display import Record, Screen, final_table, summary
@@ -236,7 +238,7 @@ class Journal:
         """Appends a step's flat record to `metrics.jsonl`, and tells the screen and the trackers."""
         record = {"step": step, **rounded(metrics), **rounded(self.throughput(timings)), **rounded(timings)}
         self.history.append(record)
-        with (self.folders.output / "metrics.jsonl").open("a") as file:
+        with open_lines(self.folders.output / "metrics.jsonl", "a") as file:
             write_line(file, record)
         self.screen.step(record, self.last_step, self.seconds_left(step))
         self.trackers.log(record)
@@ -259,8 +261,9 @@ class Journal:
         contexts: Sequence[Context],
         divergences: Mapping[int, FloatArray],
     ) -> None:
-        """Writes `rollouts/<step>.jsonl`, a line per rollout in sampling order."""
-        with (self.folders.rollouts / f"{step}.jsonl").open("w") as file:
+        """Writes `rollouts/<step>.jsonl`, a line per rollout in sampling order, and their tokens beside it."""
+        write_tokens(self.folders.rollouts / f"{step}.npz", [rollout for _, rollout, _ in every_rollout(groups)])
+        with open_lines(self.folders.rollouts / f"{step}.jsonl", "w") as file:
             for index, (group, rollout, outcome) in enumerate(every_rollout(groups)):
                 line = described(self.renderer, step, group, rollout, outcome) | context_fields(contexts[index])
                 if index in divergences:
@@ -272,7 +275,7 @@ class Journal:
 
     def validation(self, step: int, groups: Sequence[Group]) -> None:
         """Writes `validation/<step>.jsonl`, a line per response."""
-        with (self.folders.validation / f"{step}.jsonl").open("w") as file:
+        with open_lines(self.folders.validation / f"{step}.jsonl", "w") as file:
             write_responses(file, self.renderer, step, groups)
 
     def farewell(self, checkpoint: Path | None) -> None:
@@ -322,6 +325,19 @@ def described(renderer: Renderer, step: int, group: Group, rollout: Rollout, out
     }
 
 
+def write_tokens(file: Path, rollouts: Sequence[Rollout]) -> None:
+    """Every rollout's tokens and the sampler's log-probs of them, end to end: 8 bytes a token, exact to the last bit.
+
+    `lengths` [N] int32, `token_ids` [sum of T] int32, `sampler_logprobs` [sum of T] fp32.
+    """
+    np.savez(
+        file,
+        lengths=np.asarray([len(rollout.token_ids) for rollout in rollouts], dtype=np.int32),
+        token_ids=np.concatenate([rollout.token_ids for rollout in rollouts]),
+        sampler_logprobs=np.concatenate([rollout.logprobs for rollout in rollouts]),
+    )
+
+
 def write_responses(file: TextIO, renderer: Renderer, step: int, groups: Sequence[Group]) -> None:
     """A line per response, in sampling order."""
     for group, rollout, outcome in every_rollout(groups):
@@ -339,6 +355,11 @@ def context_fields(context: Context) -> dict[str, Any]:
         "teacher_prompt": context.text,
         "usable": context.view.usable,
     }
+
+
+def open_lines(path: Path, mode: Literal["a", "w"]) -> TextIO:
+    """A file for `write_line`. Half a surrogate, which UTF-8 cannot hold, becomes what JSON writes for it."""
+    return path.open(mode, encoding="utf-8", errors="backslashreplace")
 
 
 def write_line(file: TextIO, record: Mapping[str, Any]) -> None:

@@ -20,11 +20,12 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import ProcessGroupGloo
 from torch.multiprocessing.reductions import reduce_tensor
 
 from mopd.types import FloatArray, IntArray
 from trainer import cluster, failpoints
+from trainer.rendezvous import open_store
 from trainer.workers.sampler_types import Fingerprint, probe
 
 DOING = "publishing weights"
@@ -149,7 +150,7 @@ class GlooLink(Link):
     def connect(self) -> None:
         """Makes a group of two; the sampler finds it through a store at this rank."""
         timeout = timedelta(seconds=self.transfer.deadline_s)
-        store = TCPStore(cluster.this_address(), 0, 2, is_master=True, wait_for_workers=False, timeout=timeout)
+        store = open_store(2, timeout)
         address = {"host": store.host, "port": store.port, "deadline_s": self.transfer.deadline_s}
         self.call("init_weight_transfer_engine", address)
         self.group: Any = ProcessGroupGloo(store, 0, 2, timeout)

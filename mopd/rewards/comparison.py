@@ -6,10 +6,11 @@ and raises nothing but the ValueError that it documents.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any
+
+from mopd.rewards.sandbox.values import STRICT
 
 NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?")
 """Numbers as programs print them; `nan`, `inf`, `1_000` and digits of other scripts are none."""
@@ -77,28 +78,9 @@ def read_value(text: str) -> Any:
             thousands of digits.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_finite)
+        return STRICT.decode(text)
     except (RecursionError, MemoryError):
         raise ValueError("it is nested too deep") from None
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key is repeated in an object")
-    return value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:LONGEST_NUMBER]} is too large a number")
-    return number
 
 
 def same_value(actual: object, expected: object, tolerance: float | None = None) -> bool:

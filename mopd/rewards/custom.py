@@ -24,6 +24,8 @@ from mopd.types import Outcome
 SCRIPT = Path(__file__).with_name("custom_worker.py")
 START_S = 120.0
 """Longest wait for the user's file to be imported."""
+KEYS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Variables that the function does not get: keys of the tracker and of the hub."""
 RIGHT = 1.0
 """A score from which a response counts as right, where the function does not say so itself (`acc`)."""
 
@@ -119,6 +121,7 @@ class CustomReward:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
+            env={name: value for name, value in os.environ.items() if name not in (*KEYS, "RAY_AUTH_TOKEN")},
             start_new_session=True,
         )
         hello = self.exchange(self.process, None, START_S)

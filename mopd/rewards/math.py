@@ -19,6 +19,10 @@ TRUNCATED = "Your response was truncated because it exceeded the maximum length.
 """What a response without an answer is told when it was cut."""
 
 
+MOST_CLAIMS = 4
+"""Sides of an equation that are compared, for each may take long; with more of them it is wrong."""
+
+
 def read_gold(ground_truth: str) -> str:
     """The gold answer in normal form. Solutions that end in `#### 1,234` are read as GSM8K has them.
 
@@ -76,10 +80,15 @@ def decided(gold: str, answer: str) -> bool | None:
     spelt = math_text.words(gold)
     if spelt is not None:
         return spelt == "".join(filter(str.isalpha, answer.casefold()))
-    if wanted is not None and given is None and "," in answer:
+    if wanted is not None and given is None and math_text.SEVERAL.search(answer):
         return False  # several answers are not one, even where they are all the same
     if math_text.is_ordered(gold) and "," in answer and not math_text.is_ordered(answer):
         return False  # a tuple is not the set of its members
+    if gold.startswith("\\{") and math_text.is_ordered(answer):
+        return False  # nor the other way round
+    bases = math_text.base(gold), math_text.base(answer)
+    if None not in bases and bases[0] != bases[1]:
+        return False  # which the comparison proper drops
     return None
 
 
@@ -108,6 +117,10 @@ def same(gold: str, answer: str) -> bool:
     known = decided(gold, answer)
     if known is not None:
         return known
+    # Before a rounded value the exact one may stand: 10/3=3.33.
+    claims = [] if math_text.RELATION.search(gold) or "." in gold else math_text.claims(answer)
+    if len(claims) > MOST_CLAIMS or not all(same(gold, claim) for claim in claims):
+        return False
     verdict = math_workers.shared().compare(latex(gold), latex(answer))
     if verdict == "bad_gold":
         raise ValueError("the ground truth cannot be read as mathematics")

@@ -56,6 +56,7 @@ SIGNS = str.maketrans(
         "\u00b0": r"^\circ ",
         "\u222a": r"\cup ",
         "\u2229": r"\cap ",
+        "\u2205": r"\emptyset ",
     }
 )
 """Signs that have a name in LaTeX, and the many dashes that mean minus."""
@@ -89,6 +90,7 @@ REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:displaystyle|textstyle|left|right|[Bb]ig[gG]?[lr]?)(?![A-Za-z])\.?", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(le|ge|ne)(?:q|qslant)(?![A-Za-z])", r"\\\1"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\(?:mathrm|mathbf|mathit|textrm|textbf|textit|textnormal|mbox|operatorname)(?=\{)", r"\\text"),
         (r"\s*(?:\\text\{\s*(?:percent|\\?%)\s*\}|\bpercent\b|\\?%)", r"\\%"),
         (r"(?<!\\)\\[!,;: ]|~|\\q?quad(?![A-Za-z])", " "),
@@ -110,7 +112,10 @@ def normal(answer: str) -> str:
     return text.strip()
 
 
-UNIT = re.compile(r"(?<=[0-9.}])(?:\^\{?\\circ\}?|\s?\\text\{(?P<unit>[^{}]*)\}(?:\^\{?\d\}?)?)$")
+UNIT = re.compile(
+    r"(?<=[0-9.}])(?:\^\{?\\circ\}?|\s?\\text\{(?P<unit>(?:(?!\s\d)[^{}])*)\}(?:\^\{?\d\}?)?"
+    r"| (?P<words>[A-Za-z]{4,}(?: [A-Za-z]{4,})?))$"  # shorter ones may be products of letters
+)
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 GROUPS = re.compile(r"[+-]?\d{1,3}(?:,\d{3}|(?: \d{3}))+(?:\.\d*)?")
 DECIMAL = r"\d+\.?\d*|\.\d+"
@@ -125,11 +130,11 @@ def number(text: str) -> Fraction | None:
     r"""The value of a plain number in normal form, exactly; None for whatever is not one.
 
     Plain are integers, decimals, fractions of integers, each with thousands separators, a percent sign or a unit
-    (`5\text{ cm}`, `90^\circ`); units are not compared, but `5\text{ million}` is 5000000. A fraction over zero is
-    no number.
+    (`5\text{ cm}`, `90^\circ`, `5 sheep`); units are not compared, but `5\text{ million}` is 5000000. A fraction over
+    zero is no number.
     """
     unit = UNIT.search(text)
-    first, _, _ = (unit["unit"] or "" if unit else "").strip().partition(" ")
+    first, _, _ = (unit["unit"] or unit["words"] or "" if unit else "").strip().partition(" ")
     text = UNIT.sub("", text)
     if GROUPS.fullmatch(text):
         text = re.sub("[, ]", "", text)
@@ -177,6 +182,38 @@ def without_name(text: str) -> str:
     if NAME.fullmatch(left) and right:
         return right
     return left if NAME.fullmatch(right) and left else text
+
+
+CLAIM = re.compile(r"(?:\\(?:frac|sqrt|cdot|times|pi)(?![A-Za-z])|[-+*/^(){}.,!0-9 ])+[A-Za-z]?")
+"""A number, or one times an unknown: on the left of `=` it is no name, but says what the right side is."""
+
+
+def claims(text: str) -> list[str]:
+    """The sides of an equation or chain, but for the last, that are numbers or multiples of an unknown.
+
+    All have to be right: `2+3=5` says 5, but neither `6=5` nor `5x=5` does.
+    """
+    sides = [""]
+    depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "=" and depth == 0:
+            sides.append("")
+        else:
+            sides[-1] += character
+    return [side for side in sides[:-1] if CLAIM.fullmatch(side)]
+
+
+SEVERAL = re.compile(r",|(?<![A-Za-z])(?:or|and)(?![A-Za-z])")
+"""What stands between several answers."""
+
+BASE = re.compile(r"[0-9A-Fa-f]_(?:\{(\d+)\}|(\d+))$")
+
+
+def base(text: str) -> str | None:
+    """The base that a number is written in, such as 8 for `2516_8`; None where it has none."""
+    found = BASE.search(text)
+    return (found[1] or found[2]) if found else None
 
 
 def is_ordered(text: str) -> bool:

@@ -44,11 +44,18 @@ def _fence(line: str) -> _Fence | None:
     return _Fence(len(line) - len(bare), mark, tag)
 
 
+LIST_MARK = re.compile(r"[ \t]*(?:[-*+]|[0-9]{1,3}[.)])[ \t]+")
+
+
 def _late_fence(line: str) -> _Fence | None:
-    """A fence that opens a Python block at the end of a line of prose, as in `The code:```python`."""
+    """A fence that opens a Python block at the end of a line of prose, as in `The code:```python`.
+
+    Behind the mark of a list, the lines of the block are indented as far as the fence.
+    """
     before, mark, tag = line.rpartition("`" * SHORTEST_FENCE)
     opens = bool(mark) and not before.endswith("`") and PYTHON.fullmatch(tag.strip())
-    return _Fence(0, mark, tag.strip()) if opens else None
+    indent = len(before) if LIST_MARK.fullmatch(before) else 0
+    return _Fence(indent, mark, tag.strip()) if opens else None
 
 
 def _without_indent(line: str, indent: int) -> str:

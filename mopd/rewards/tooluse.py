@@ -7,11 +7,11 @@ is a JSON list of `{"Action": name, "Action_Input": text}` where the text is a J
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from mopd.rewards.sandbox.values import STRICT
 from mopd.types import Outcome
 
 NO_ACTION = "No tool was called. Write a line that begins with 'Action:' and names one tool."
@@ -40,27 +40,6 @@ class Malformed(ValueError):
     """Calls that cannot be read; the text says which form is wanted and quotes nothing."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not finite")
-    return value
-
-
-def _refused(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_refused)
-
-
 def _within(value: Any, depth: int) -> bool:
     if not isinstance(value, dict | list):
         return True
@@ -75,7 +54,7 @@ def read_input(text: str, start: int = 0) -> tuple[dict[str, Any], int]:
         Malformed: there is none, keys repeat, numbers are not finite, or it is too long or too deep.
     """
     try:
-        value, end = DECODER.raw_decode(text, start)
+        value, end = STRICT.raw_decode(text, start)
     except RecursionError:
         raise Malformed(TOO_MUCH) from None
     except ValueError:

@@ -26,7 +26,8 @@ class Run:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The records of a JSON Lines file."""
-        return [json.loads(line) for line in (self.output / name).read_text().splitlines()]
+        # Not splitlines(): a response may hold other signs that Unicode takes for ends of lines.
+        return [json.loads(line) for line in (self.output / name).read_text().split("\n") if line]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ UNCOVERED = {
 UNREACHED = {
     "actor_rollout_ref.model.attn_implementation=flash_attention_2": "needs a GPU",
     "trainer.device=cuda": "needs a GPU",
+    "reward.sandbox_tier=1": "what null takes; programs run in it in tests/mopd/sandbox",
+    "reward.sandbox_tier=3": "no row of this data is a program; tests/mopd/sandbox",
     f"{LOSS}.loss_mode=vanilla": "runs in test_run",
     f"{LOSS}.loss_mode=dppo": "the path of gspo and drpo; its loss is tested in test_objectives",
     f"{LOSS}.loss_mode=sft": "another name of verified_sft",
@@ -55,6 +57,7 @@ class Case:
             f"{ACTOR}.optim.betas",
             "trainer.logger",
             "trainer.health.stop_on",
+            "reward.sandbox_tier",
             "data.apply_chat_template_kwargs",
             "profile",
         )
@@ -155,6 +158,12 @@ CASES = {
             f"{DISTILL}.step_separator": " ; ",
             f"{ACTOR}.loss_agg_mode": "seq-mean-token-sum-norm",
             f"{ROLLOUT}.n": "6",
+            "reward.workers": "1",
+            "reward.deadline_s": "45",
+            "reward.sandbox_tier": "2",
+            "reward.allow_unsandboxed": "true",
+            "reward.trust_assertions": "true",
+            "reward.float_tolerance": "0.000001",
             f"{ROLLOUT}.sync_tolerance": "0.001",
         },
     ),
@@ -173,6 +182,11 @@ CASES = {
             f"{DISTILL}.environment_feedback_only_without_solution": "false",
             f"{DISTILL}.reprompt_truncation": "error",
             f"{ROLLOUT}.max_model_len": "2200",
+            "trainer.save_freq": "1",
+            "trainer.max_actor_ckpt_to_keep": "3",
+            "trainer.on_save_error": "warn",
+            "trainer.resume_mode": "disable",
+            "trainer.time_budget_s": "100000",
         },
     ),
     "reference": Case(
@@ -261,6 +275,8 @@ CASES = {
     "verified-sft": Case(
         "verified_sft",
         {
+            "custom_reward_function.path": "@data/judge.py",
+            "custom_reward_function.name": "judge",
             f"{LOSS}.sft_success_threshold": "0.5",
             f"{LOSS}.sft_length_normalize": "false",
             "trainer.health.stop_on": "[no_signal,non_finite,divergence,length,cut,entropy,sampler,unknown,success,"

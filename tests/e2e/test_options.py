@@ -180,7 +180,7 @@ def pairs_are_measured(run: Run) -> None:
 def pairs_are_measured_and_everything_lies_where_it_was_asked(run: Run) -> None:
     pairs_are_measured(run)
     kept = run.output.parent / "kept"
-    assert sorted(path.name for path in (kept / "rollouts").iterdir()) == ["1.jsonl", "2.jsonl"]
+    assert sorted(path.name for path in (kept / "rollouts").glob("*.jsonl")) == ["1.jsonl", "2.jsonl"]
     assert [path.name for path in (kept / "validation").iterdir()] == ["2.jsonl"]
     assert (kept / "checkpoints" / "step_2" / "hf" / "model.safetensors").is_file()
 
@@ -190,6 +190,9 @@ def successes_alone_are_learnt(run: Run) -> None:
         successes = [line["success"] for line in run.lines(f"rollouts/{step}.jsonl")]
         assert record["actor/trained_fraction"] == pytest.approx(sum(successes) / len(successes))
         assert record["sft/nll"] > 0
+        for line in run.lines(f"rollouts/{step}.jsonl"):
+            odd = len(line["output"]) % 2 == 1
+            assert (line["score"], line["feedback"]) == ((1, "odd") if odd else (0, "even"))
     assert last(run, "actor/grad_norm") > 0
 
 
@@ -219,6 +222,12 @@ def train_rows() -> list[dict[str, Any]]:
     return found
 
 
+JUDGE = """
+def judge(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(len(solution_str) % 2), "feedback": "odd" if len(solution_str) % 2 else "even"}
+"""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows, a copy of the model, and another model of its vocabulary as teacher, with a chat template of its own."""
@@ -227,6 +236,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:4]), folder / "few.parquet")
     pq.write_table(pq.read_table(CHAIN / "test.parquet").slice(0, 6), folder / "test.parquet")
+    (folder / "judge.py").write_text(JUDGE)
     for name in ("model", "teacher"):
         shutil.copytree(CHAIN / "model", folder / name)
     weights, generator = load_file(folder / "teacher" / "model.safetensors"), torch.Generator().manual_seed(0)

@@ -76,6 +76,10 @@ def test_without_a_block_there_is_no_program(response: str) -> None:
         ("```python\na\n```\n```pycon\n>>> a\n```", "a"),
         ("```\na\n```\n```text\n1\n```", "a"),
         ("```cpp\na\n```\n```java\nb\n```", "b"),
+        # In a list the lines of a block are indented.
+        ("1. ```python\n   a\n     b\n   ```", "a\n  b"),
+        ("- ```python\n  a\n  ```", "a"),
+        ("So: ```python\n  a\n  ```", "  a"),
         # An empty last block is not an answer.
         ("```python\na\n```\n```python\n```", "a"),
         # The last block counts although it is not closed.

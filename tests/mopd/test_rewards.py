@@ -24,7 +24,7 @@ def test_the_data_source_picks_the_verifier() -> None:
 def test_an_unknown_data_source_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'sciknowevel'.*known: .*chain, .*sciknoweval.*mean 'sciknoweval'"):
         verify("sciknowevel", "", "A")
-    with pytest.raises(ValueError, match="known: .*chain, .*sciknoweval") as caught:
+    with pytest.raises(ValueError, match=r"known: .*chain, .*sciknoweval") as caught:
         verify("???", "", "A")
     assert "did you mean" not in str(caught.value)
 

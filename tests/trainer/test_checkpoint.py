@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -127,17 +128,25 @@ def test_a_writer_killed_at_any_instant_leaves_a_whole_checkpoint(
     assert {path.name for path in tmp_path.iterdir()} == {f"step_{whole}", "step_4"}
 
 
-@pytest.mark.parametrize("option", ["size=1m", "nr_inodes=12"])
-def test_a_full_disk_is_an_error_and_the_former_checkpoints_stay(tmp_path: Path, option: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "then", "number"),
+    [("size=1m", "true", errno.ENOSPC), ("nr_inodes=12", "true", errno.ENOSPC), ("size=9m", "remount", errno.EROFS)],
+)
+def test_a_full_disk_is_an_error_and_the_former_checkpoints_stay(
+    tmp_path: Path, option: str, then: str, number: int
+) -> None:
     if subprocess.run(["unshare", "-Urm", "true"], check=False, capture_output=True).returncode:
         pytest.skip("this machine makes no user namespaces, in which a small disk could be mounted")
     script = f"""
 mount -t tmpfs -o {option} none {tmp_path} && {sys.executable} - <<'END'
+import subprocess
 from pathlib import Path
 from trainer.checkpoint import newest
 from tests.trainer.test_checkpoint import FILES, written
 folder = Path({str(tmp_path)!r})
 written(folder, 1)
+if {then!r} == "remount":
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
 FILES["state/large"] = b"x" * (1 << 21)
 FILES.update({{f"state/{{number}}": b"" for number in range(20)}})
 try:
@@ -149,13 +158,28 @@ END
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(["unshare", "-Urm", "bash", "-c", script], env=environment, capture_output=True, text=True)
-    assert done.stdout.split("\n")[:2] == ["refused 28", "whole 1"], done.stderr
+    assert done.stdout.split("\n")[:2] == [f"refused {number}", "whole 1"], done.stderr
 
 
 def test_the_manifest_names_every_file(tmp_path: Path) -> None:
     told = json.loads((written(tmp_path, 1) / "manifest.json").read_text())
     assert told["files"].keys() == FILES.keys()
     assert all(len(file["blake2b"]) == 64 for file in told["files"].values())
+
+
+def test_what_cannot_be_deleted_now_is_deleted_after_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        written(tmp_path, step)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
+        written(tmp_path, 3)
+    assert (tmp_path / "step_1").is_dir()
+    with pytest.raises(CheckpointError):
+        read(tmp_path / "step_1")
+    written(tmp_path, 4)
+    assert {path.name for path in tmp_path.iterdir()} == {"step_3", "step_4"}
 
 
 def test_a_copy_of_a_checkpoint_is_whole_too(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ RUNS: list[tuple[str, list[str]]] = [
     ("mopd", [f"{DISTILL}.step_level_kl=true"]),
     ("mopd", ["reference_compat=true", "actor_rollout_ref.rollout.horizon.kind=ratio"]),
     ("popd", [f"actor_rollout_ref.ref.model.path={PROJECT}/datasets/chain/model"]),
-    ("grpo", ["algorithm.filter_groups=true"]),
+    ("grpo", ["algorithm.filter_groups=true", "custom_reward_function.path=judge.py"]),
 ]
 
 
@@ -65,6 +65,7 @@ def keys_read(method: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 
 def test_every_key_is_read_on_the_way_to_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge.py").write_text("def compute_score(data_source, solution_str, ground_truth, extra_info): ...")
     read: set[str] = set()
     for method, overrides in RUNS:
         read |= keys_read(method, overrides, monkeypatch)

@@ -208,9 +208,9 @@ CASES: dict[str, tuple[str, tuple[str, ...], Direct]] = {
     "verified sft": ("verified_sft", (), by_likelihood),
 }
 MEASURED = {
-    "divergence": {"divergence", "topk_mass_student", "topk_mass_teacher"},
-    "divergence otherwise": {"divergence", "topk_mass_student", "topk_mass_teacher"},
-    "sampled token": {"log_ratio"},
+    "divergence": {"divergence", "topk_mass_student", "topk_mass_teacher", "teacher_invalid_fraction"},
+    "divergence otherwise": {"divergence", "topk_mass_student", "topk_mass_teacher", "teacher_invalid_fraction"},
+    "sampled token": {"log_ratio", "teacher_invalid_fraction"},
     "dpo": {"accuracy", "reward_margin", "logits"},
     "simpo": {"accuracy", "reward_margin", "logits"},
     "verified sft": {"nll"},

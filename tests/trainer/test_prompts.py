@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mopd.types import Prompt
 from trainer.errors import BadInputError
-from trainer.prompts import Renderer, batch_at, load
+from trainer.prompts import BadRowError, Renderer, batch_at, load, to_prompt
 
 
 class Words:
@@ -110,3 +111,13 @@ def test_an_epoch_meets_every_row_once_and_the_next_in_another_order() -> None:
 def test_without_shuffling_rows_come_in_file_order() -> None:
     assert batch_at(2, rows=5, batch_size=2, shuffle=False, seed=0) == [2, 3]
     assert batch_at(3, rows=5, batch_size=2, shuffle=False, seed=0) == [0, 1]
+
+
+def test_ground_truths_that_a_users_function_reads_are_not_checked() -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "q"}],
+        "data_source": "sciknoweval",
+        "reward_model": {"ground_truth": "not a letter"},
+    }
+    assert isinstance(to_prompt(0, row), BadRowError)
+    assert isinstance(to_prompt(0, row, check_truth=False), Prompt)

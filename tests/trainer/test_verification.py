@@ -203,6 +203,7 @@ def test_what_a_user_function_gets_wrong_is_counted_by_cause(tmp_path: Path, cap
 def drawn(verification: Verification, spawn: Callable[[], Any], prompt: Prompt = PROMPT) -> tuple[Group, ...]:
     """Two groups of four, drawn by a `Decoder`."""
     sampling = StandingSampling(spawn, seed=0, deadline_s=60, verification=verification)
+    sampling.version = 5  # the Decoder's
     asked = [Asked(f"{next(names)}", prompt, np.zeros(1, dtype=np.int32)) for _ in range(2)]
     return sampling.sample(asked, 4, SamplingSettings(1.0, 1.0, 16), [1])
 
@@ -237,7 +238,7 @@ def test_a_sampler_that_gives_nothing_more_ends_in_a_message(verification: Verif
     spawn = partial(cluster.spawn, Decoder, num_cpus=0, num_gpus=0, seen=str(tmp_path / "never"))
     sampling = StandingSampling(spawn, seed=0, deadline_s=30, verification=verification)
     sampling.describe()
-    sampling.deadline_s = 1.0
+    sampling.deadline_s, sampling.version = 1.0, 5
     with pytest.raises(cluster.DeadlineError, match=r"sampling rollouts: no answer within trainer.deadline_s=1 s"):
         sampling.sample([Asked("stuck", PROMPT, np.zeros(1, dtype=np.int32))], 4, SamplingSettings(1.0, 1.0, 16), [1])
     cluster.kill(sampling.worker)

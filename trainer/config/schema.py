@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from trainer.config.run_health import RunHealth
-from trainer.config.strict import STRICT as STRICT
+from trainer.config.strict import STRICT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

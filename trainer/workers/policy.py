@@ -21,14 +21,18 @@ from mopd.losses import token_logprobs
 from mopd.support import TeacherAnswer
 from mopd.teacher import ema_, trust_region_logits
 from mopd.types import FloatArray, IntArray
-from trainer import cluster, failpoints, fsdp
+from trainer import failpoints, fsdp
 from trainer.forward import ResponseScorer, TokenBatch, batch_of, fitted, padded, step_rows
 from trainer.meters import Meter, record_mismatch
 from trainer.objectives import LossSettings, Targets, contribution
 from trainer.packing import MiniBatch, Sample, loss_mask
+from trainer.rendezvous import open_store
 from trainer.weights import LINKS, Link, Transfer, responses_of
 from trainer.workers.state import Saving, StateKeeper
 from trainer.workers.teacher import DistantTeacher, no_answer, question_of, waits_for_student
+
+PATIENCE_S = 30.0
+"""How much longer a rank waits for the others than the controller waits for it."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,13 @@ class PolicyWorker:
 
     def rendezvous(self) -> tuple[str, int]:
         """Where rank 0 listens for the others: this machine's address and a free port, held from now on."""
-        self.store = TCPStore(cluster.this_address(), 0, self.ranks, is_master=True, wait_for_workers=False)
+        self.store = open_store(self.ranks, timedelta(seconds=self.deadline_s))
         return self.store.host, self.store.port
 
     def join(self, host: str, port: int) -> dict[str, str | int]:
         """Joins the other ranks and builds the shards of student, teacher and optimiser."""
-        timeout = timedelta(seconds=self.deadline_s)
+        # The controller is to lose patience first: it knows who has not answered, a rank knows only that it waits.
+        timeout = timedelta(seconds=self.deadline_s + PATIENCE_S)
         if self.rank:
             self.store = TCPStore(host, port, self.ranks, is_master=False, timeout=timeout)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
@@ -141,7 +146,7 @@ class PolicyWorker:
             weight_decay=self.optim.weight_decay,
         )
         self.vocabulary = int(self.student.model.config.vocab_size)
-        self.keeper = StateKeeper(self.rank, self.ranks)
+        self.keeper = StateKeeper(self.rank, self.ranks, self.deadline_s)
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         return {"torch": torch.__version__, "parameters": parameters}
 
@@ -241,10 +246,10 @@ class PolicyWorker:
         student_logits, teacher = self.compare(micro_batch, batch)
         targets = self.targets_of(micro_batch, batch, old_rows)
         part = contribution(student_logits, teacher, targets, self.loss, denominator)
-        self.loss_sum += float(part.loss.detach())
+        loss = part.loss * failpoints.factor("step.loss", step=self.step, rank=self.rank)
+        self.loss_sum += float(loss.detach())
         # FSDP averages gradients over ranks; the parts are to be added.
-        poison = float("nan") if failpoints.poisoned("step.loss", step=self.step, rank=self.rank) else 1.0
-        (part.loss * self.ranks * poison).backward()
+        (loss * self.ranks).backward()
         gap = (part.old_logprobs - targets.sampler_logprobs).abs()
         meter.peak("rollout_corr/logprob_max_abs_diff", gap, targets.mask)
         meter.add("rollout_corr/logprob_mean_abs_diff", gap, targets.mask)
@@ -353,9 +358,13 @@ class PolicyWorker:
         """Begins to write a checkpoint; the last one is whole by then. A collective: all ranks call it."""
         self.keeper.stage(saving, self.kept(), self.optimizer, self.weights(), self.student.model, self.model_path)
 
-    def settle(self, *, wait: bool) -> None:
-        """Raises what went wrong with the last checkpoint; with `wait`, once it is written."""
-        self.keeper.settle(wait=wait)
+    def saved(self) -> bool:
+        """Whether no checkpoint is being written."""
+        return self.keeper.ended()
+
+    def settle(self) -> None:
+        """Waits for the last checkpoint, and raises what went wrong with it."""
+        self.keeper.settle()
 
     def restore(self, folder: str) -> None:
         """Takes student, optimiser and teacher from a checkpoint. A collective: all ranks call it."""

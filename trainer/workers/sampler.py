@@ -66,6 +66,8 @@ class SamplerWorker:
         )
         self.transfer = sampler_transfer
         self.on_cpu, self.version, self.vllm_version = on_cpu, 0, str(vllm.__version__)
+        self.whole = True
+        """False from the first bucket of a version to its last."""
 
     def describe(self) -> dict[str, str]:
         """The running engine's version."""
@@ -77,7 +79,12 @@ class SamplerWorker:
         """Yields the policy version and finished responses with the numbers of their requests, as decoding goes on.
 
         In what order they finish, and how many are yielded at once, depends on the machine; the responses do not.
+
+        Raises:
+            RuntimeError: an update of the weights was begun and not finished.
         """
+        if not self.whole:
+            raise RuntimeError(f"the weights after version {self.version} have come in part only; nothing is sampled")
         from vllm import SamplingParams, TokensPrompt
 
         prompts = [TokensPrompt(prompt_token_ids=request.prompt_ids.tolist()) for request in requests]
@@ -110,6 +117,7 @@ class SamplerWorker:
 
     def start_weight_update(self) -> None:
         """Makes the model wait for weights; nothing may be sampled until they are all there."""
+        self.whole = False
         self.engine.collective_rpc("start_weight_update")
 
     def update_weights(self, update_info: Mapping[str, Any]) -> None:
@@ -122,7 +130,7 @@ class SamplerWorker:
         if self.on_cpu:
             self.engine.apply_model(self.transfer.repack_tied_head)
         self.engine.reset_prefix_cache()
-        self.version = version
+        self.version, self.whole = version, True
 
     def score(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         """Log-probs [L - 1] of every token [L] after the first, at temperature 1."""

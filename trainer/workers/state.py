@@ -6,9 +6,10 @@ Staging copies the state, so that training goes on while a thread writes the cop
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import (
@@ -63,10 +65,11 @@ class Writer(FileSystemWriter):
 class StateKeeper:
     """Writes and reads one rank's part of checkpoints, one at a time."""
 
-    def __init__(self, rank: int, ranks: int) -> None:
+    def __init__(self, rank: int, ranks: int, deadline_s: float) -> None:
         self.rank, self.ranks = rank, ranks
         # Of its own, so that the writing thread's collectives never meet those of training.
-        self.group = dist.new_group(backend="gloo") if ranks > 1 else None
+        timeout = timedelta(seconds=deadline_s)
+        self.group = dist.new_group(backend="gloo", timeout=timeout) if ranks > 1 else None
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.running: Future[None] | None = None
 
@@ -79,78 +82,136 @@ class StateKeeper:
         describe: Any,
         source: str,
     ) -> None:
-        """Copies the state and begins to write it; a write that still goes on is waited for.
+        """Copies the state and begins to write it; the write before was settled.
 
         `weights`, on rank 0, are the student's whole ones by Hugging Face name; `describe` is the model that
         gives their configuration, `source` the folder of the initial model.
         A collective: all ranks call it.
         """
-        self.settle()
-        state = {name: copied(part) for name, part in self.state(models, optimizer).items()}
-        self.running = self.pool.submit(self.write, saving, state, weights, describe, source)
+        assert self.running is None
+        state: dict[str, Any] | Exception
+        try:
+            state = {name: copied(part) for name, part in self.state(models, optimizer).items()}
+        except Exception as error:  # the other ranks are to hear of it where they wait for this one
+            state = error
+
+        def finish(aside: Path) -> None:
+            save_hf(describe, weights, source, aside / "hf")
+
+        self.running = self.pool.submit(self.write, saving, state, finish)
 
     def state(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Everything that is kept, sharded as it is; an optimiser that never stepped has nothing to keep."""
         parts: dict[str, Any] = {name: get_model_state_dict(model) for name, model in models.items()}
         if optimizer.state:
             parts["optimizer"] = get_optimizer_state_dict(models["student"], optimizer)
-        parts["random"] = {f"torch_{self.rank}": torch.get_rng_state()}
+        parts["random"] = self.random_states()
         return parts
 
-    def write(
-        self, saving: Saving, state: dict[str, Any], weights: Mapping[str, Tensor], describe: Any, source: str
-    ) -> None:
-        """Writes a staged state aside; rank 0 adds the rest and makes it the checkpoint."""
-        failpoints.hit("ckpt.async", step=saving.step, rank=self.rank)
+    def random_states(self) -> dict[str, Tensor]:
+        """The states of this rank's generators, under names of its own."""
+        states = {f"torch_{self.rank}": torch.get_rng_state()}
+        return states | ({f"cuda_{self.rank}": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
+
+    def write(self, saving: Saving, state: dict[str, Any] | Exception, finish: Callable[[Path], None]) -> None:
+        """Writes a staged state aside; rank 0 adds the rest with `finish` and makes it the checkpoint.
+
+        Raises:
+            CheckpointError: on every rank, if anything failed on any.
+        """
         final = Path(saving.folder)
         aside = checkpoint.aside_of(final)
-        if self.rank == 0:
-            checkpoint.clear_aside(final.parent)
-            aside.mkdir(parents=True)
-        if self.group is not None:
-            dist.barrier(self.group)
-        try:
-            writer = Writer(aside / checkpoint.STATE, saving.step, self.rank)
-            save(state, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+
+        def begin() -> None:
+            failpoints.hit("ckpt.async", step=saving.step, rank=self.rank)
+            if isinstance(state, Exception):
+                raise state
             if self.rank == 0:
-                save_hf(describe, weights, source, aside / "hf")
+                checkpoint.clear_aside(final.parent)
+                aside.mkdir(parents=True)
+
+        def end() -> None:
+            if self.rank == 0:
+                finish(aside)
                 (aside / "config.yaml").write_text(saving.config)
                 checkpoint.seal(final, saving.step, {**saving.facts, "ranks": self.ranks}, saving.keep)
-        except Exception as error:
+
+        try:
+            self.together(begin)
+            writer = Writer(aside / checkpoint.STATE, saving.step, self.rank)
+            save(state, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+            self.together(end)
+        except (Exception, CheckpointException) as error:  # torch's own is no Exception
             if self.rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
-            raise checkpoint.CheckpointError(
-                f"{final} could not be written: {type(error).__name__}: {error}"
-            ) from error
+            raise checkpoint.CheckpointError(f"{final} could not be written: {cause(error)}") from None
 
-    def settle(self, *, wait: bool = True) -> None:
-        """Raises what went wrong with the last write; with `wait`, once it has ended.
+    def together(self, work: Callable[[], None]) -> None:
+        """Does this rank's part of some work; a failure on any rank is raised on all, so that none waits for another.
+
+        Raises:
+            CheckpointError: with the first failing rank's error.
+        """
+        told = None
+        try:
+            work()
+        except Exception as error:
+            told = cause(error)
+        every = [told]
+        if self.group is not None:
+            every = [None] * self.ranks
+            dist.all_gather_object(every, told, self.group)
+        for rank, failure in enumerate(every):
+            if failure is not None:
+                raise checkpoint.CheckpointError(f"rank {rank}: {failure}")
+
+    def ended(self) -> bool:
+        """Whether no checkpoint is being written."""
+        return self.running is None or self.running.done()
+
+    def settle(self) -> None:
+        """Waits until the last checkpoint is written, and raises what went wrong with it, once.
 
         Raises:
             CheckpointError: the last checkpoint could not be written.
         """
-        if self.running is None or not (wait or self.running.done()):
+        if self.running is None:
             return
-        ended, self.running = self.running, None
-        ended.result()
+        running, self.running = self.running, None
+        running.result()
 
     def load(self, folder: str, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-        """Takes the state of a checkpoint, written by however many ranks. A collective: all ranks call it."""
+        """Takes the state of a checkpoint, written by however many ranks. A collective: all ranks call it.
+
+        The optimiser's settings stay as they are: a run may go on with others. A rank that was not there has no
+        random state to take.
+        """
         reader = FileSystemReader(Path(folder) / checkpoint.STATE)
-        kept = {name.split(".")[0] for name in reader.read_metadata().state_dict_metadata}
+        kept = reader.read_metadata().state_dict_metadata.keys()
         parts: dict[str, Any] = {name: get_model_state_dict(model) for name, model in models.items()}
-        if "optimizer" in kept:
+        parts["random"] = {name: state for name, state in self.random_states().items() if f"random.{name}" in kept}
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        if any(name.startswith("optimizer.") for name in kept):
             parts["optimizer"] = get_optimizer_state_dict(models["student"], optimizer)
-        own = {f"torch_{self.rank}": torch.get_rng_state()}
-        if f"random.torch_{self.rank}" in reader.read_metadata().state_dict_metadata:
-            parts["random"] = own
         load(parts, storage_reader=reader, process_group=self.group, no_dist=self.group is None)
         for name, model in models.items():
             set_model_state_dict(model, parts[name])
         if "optimizer" in parts:
             set_optimizer_state_dict(models["student"], optimizer, parts["optimizer"])
-        if "random" in parts:
-            torch.set_rng_state(parts["random"][f"torch_{self.rank}"])
+        for group, asked in zip(optimizer.param_groups, settings, strict=True):
+            group.update(asked)
+        for name, state in parts["random"].items():
+            (torch.cuda if name.startswith("cuda") else torch).set_rng_state(state)
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, in a line: of torch's report over all ranks the first rank's error."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (first, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {cause(first)}"
+    if isinstance(error, checkpoint.CheckpointError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def save_hf(model: Any, weights: Mapping[str, Tensor], source: str, folder: Path) -> None:

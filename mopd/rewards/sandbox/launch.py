@@ -24,6 +24,8 @@ import json
 from mopd.rewards.sandbox.zygote import main
 main(int(sys.argv[2]), json.loads(sys.argv[3]))
 """
+_ENVIRONMENT = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
+"""One thread for sums, and one area of memory for all threads: each further one would reserve address space."""
 _START_S = 60.0
 """Seconds for a zygote to say hello, on a machine that may be very busy."""
 
@@ -71,7 +73,7 @@ class Zygote:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _BOOT, *arguments],
                 pass_fds=[theirs.fileno()],
-                env=dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+                env=_ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

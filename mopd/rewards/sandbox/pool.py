@@ -40,11 +40,11 @@ class Sandbox:
         """
         self.settings = current() if settings is None else settings
         self.tier = tiers.choose(self.settings)
+        self._closed = False
         self._open()
         _sandboxes.add(self)
 
     def _open(self) -> None:
-        self._closed = False
         self._slots: list[list[Zygote]] = [[] for _ in range(self.settings.workers)]
         self._idle: queue.LifoQueue[list[Zygote]] = queue.LifoQueue()
         for slot in self._slots:
@@ -106,8 +106,9 @@ class Sandbox:
 
         In the tests, the program's functions `names` send their arguments to the program and give back a copy of
         what it returned, of plain types only: None, bool, int, float, complex, str, bytes, list, tuple, set,
-        frozenset, dict. An exception arrives as one of the same built-in type, else as RuntimeError. Lists, sets
-        and dicts that the program changed are changed.
+        frozenset, dict and its views, range, deque, and iterators, which are read to their end. An exception
+        arrives as one of the same built-in type, else as RuntimeError. Lists, sets and dicts that a function changed
+        are changed, if it returned None.
 
         Returns:
             The status is `ok` where the tests ended without an exception; standard output and error are the
@@ -128,6 +129,8 @@ class Sandbox:
         try:
             yield slot
         finally:
+            if self._closed:  # perhaps only since the zygote in there was started
+                self._drop(slot)
             idle.put(slot)
 
     def _attempt(self, slot: list[Zygote], work: Callable[[Zygote], Result]) -> Result:

@@ -12,7 +12,7 @@ from mopd.rewards.settings import RewardSettings
 DESCRIPTIONS = {
     1: "namespaces, Landlock where there is one, seccomp, limits",
     2: "Landlock, seccomp, limits",
-    3: "seccomp, limits: programs can read files of this account",
+    3: "seccomp, limits: programs can read the files, environments and memory of this account",
     4: "limits only: programs can do what this account can",
 }
 

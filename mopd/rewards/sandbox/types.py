@@ -30,7 +30,7 @@ class Limits:
     output_bytes: int = 8 * MIB
     """Standard output, and the text of a returned value."""
     processes: int = 64
-    """Threads at once. No program may start another process."""
+    """Threads at once, at tier 1; elsewhere memory bounds them. No program may start another process."""
 
     @property
     def wall(self) -> float:

@@ -5,40 +5,64 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from typing import Any
 
 
-def checked_json(data: bytes) -> str | None:
-    """The text, if it is one JSON value without NaN, infinities, doubled keys or too deep nesting, else None."""
-    try:
-        text = data.decode()
-        json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        return None
-    return text
-
-
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not a value")
+    raise ValueError(f"{name[:64]} is not a JSON number")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is too large")
+        raise ValueError(f"{text[:64]} is too large a number")
     return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise ValueError("a key occurs twice")
+        raise ValueError("a key is repeated in an object")
     return result
+
+
+STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
+"""Reads JSON without NaN, infinities and doubled keys; else it raises ValueError, or RecursionError where the nesting
+is too deep."""
+
+
+def checked_json(data: bytes) -> str | None:
+    """The text, if it is one JSON value without NaN, infinities, doubled keys or too deep nesting, else None."""
+    try:
+        text = data.decode()
+        STRICT.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return text
 
 
 # ------------------------------------------------------------------ between a test and the program it tests
 
-_CONTAINERS: dict[str, type[Any]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_CONTAINERS: dict[str, type[Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "deque": deque,
+    "iterator": Iterator,
+    "keys": KeysView,
+    "items": ItemsView,
+    "values": ValuesView,
+}
+_MAKERS: dict[str, Callable[[list[Any]], Any]] = {
+    "iterator": iter,
+    "keys": lambda parts: dict.fromkeys(parts).keys(),
+    "items": lambda parts: dict(parts).items(),
+    "values": lambda parts: dict(enumerate(parts)).values(),
+}
+"""How a container is made of a list, where its type does not do that."""
 _SMALL = 1 << 53
 
 
@@ -46,6 +70,7 @@ def encode(value: Any) -> Any:
     """A plain value as JSON that keeps its type: scalars as they are, others as lists that begin with the type.
 
     Values of subclasses become values of the plain type, arrays and numbers of numpy lists and numbers of Python.
+    An iterator, such as a generator, is read to its end and becomes one over what it gave.
 
     Raises:
         TypeError: the value, or one in it, is not of a plain type.
@@ -67,6 +92,8 @@ def encode(value: Any) -> Any:
         return ["bytes", bytes(value).hex()]
     if isinstance(value, dict):
         return ["dict", *([encode(key), encode(entry)] for key, entry in dict.items(value))]
+    if isinstance(value, range):
+        return ["range", *map(encode, (value.start, value.stop, value.step))]
     for name, kind in _CONTAINERS.items():
         if isinstance(value, kind):
             return [name, *map(encode, value)]
@@ -91,9 +118,11 @@ def decode(value: Any) -> Any:
 
 def _decoded(kind: str, parts: list[Any]) -> Any:
     if kind in _CONTAINERS:
-        return _CONTAINERS[kind]([decode(part) for part in parts])
+        return _MAKERS.get(kind, _CONTAINERS[kind])([decode(part) for part in parts])
     if kind == "dict":
         return {decode(key): decode(entry) for key, entry in parts}
+    if kind == "range":
+        return range(*map(decode, parts))
     if kind == "int":
         return int(parts[0], 16)
     if kind == "float":

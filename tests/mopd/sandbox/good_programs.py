@@ -80,6 +80,11 @@ SCRIPTS: dict[str, tuple[str, str, str]] = {
         "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as pool: print(sum(pool.map(int, input().split())))",
         *SUM,
     ),
+    "many threads": (
+        "import threading\nb = threading.Barrier(61)\nfor _ in range(60): threading.Thread(target=b.wait).start()\n"
+        "b.wait()\nx = [bytearray(1000) for _ in range(1000)]\nprint(3)",
+        *SUM,
+    ),
     "asyncio": (
         "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    print(3)\nasyncio.run(main())",
         *SUM,

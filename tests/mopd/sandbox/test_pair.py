@@ -80,7 +80,9 @@ def test_plain_values_arrive_as_they_are(sandbox):
 import math
 x = [3, 1, 2]
 assert f(x) == (10 ** 40, {3}, frozenset([1]), {(1, 2): b"a"}, None, True, "é\\udc80", 2.5, 1j, [[]])
-assert x == [1, 2, 3]
+assert x == [3, 1, 2]
+y = {"a": [2, 1]}
+assert order(x, y) is None and x == [1, 2, 3] and y == {"a": [1, 2]}
 assert type(f(x)[5]) is bool and type(f(x)) is tuple
 assert math.isnan(nan()) and f"{nan(minus=True)}" == "-inf"
 assert counted("aab") == {"a": 2, "b": 1}
@@ -92,13 +94,73 @@ def f(x):
     x.sort()
     print("noise")
     return 10 ** 40, {3}, frozenset([1]), {(1, 2): b"a"}, None, True, "é\\udc80", 2.5, 1j, [[]]
+def order(x, y):
+    x.sort()
+    y["a"].sort()
 def nan(minus=False): return -float("inf") if minus else float("nan")
 def counted(x): return collections.Counter(x)
 def grid(): return numpy.arange(2).reshape(1, 2)
 """
-    result = sandbox.pair(program, tests, ["f", "nan", "counted", "grid"], GENEROUS)
+    result = sandbox.pair(program, tests, ["f", "nan", "counted", "grid", "order"], GENEROUS)
     assert result.status == "ok", result
     assert result.stdout == b"noise\n" * 3
+
+
+def test_what_is_gone_through_arrives_as_such(sandbox):
+    tests = """
+x = gen(range(3))
+assert next(x) == 0 and list(x) == [1, 4] and list(x) == []
+assert list(mapped(iter("12"))) == [1, 2] and sum(filtered({1: 0, 2: 0}.keys())) == 2
+assert view({"a": 1}, "keys") == {"a"} and list(view({"a": 1}, "values")) == [1]
+assert list(view({"a": 1}, "items")) == [("a", 1)]
+assert steps() == range(0, 10, 3) and len(steps()) == 4
+assert line()[0] == 2 and line().popleft() == 2
+"""
+    program = """
+from collections import deque
+def gen(x):
+    for y in x: yield y * y
+def mapped(x): return map(int, x)
+def filtered(x): return filter(lambda y: y > 1, x)
+def view(x, name): return getattr(x, name)()
+def steps(): return range(0, 10, 3)
+def line(): return deque([2, 3])
+"""
+    result = sandbox.pair(program, tests, ["gen", "mapped", "filtered", "view", "steps", "line"], GENEROUS)
+    assert result.status == "ok", result
+
+
+def test_nothing_is_not_close_to_a_number(sandbox):
+    pytest.importorskip("numpy")
+    program = """
+import numpy
+def f(i): return [[], [[]], iter(()), numpy.zeros((0, 1)), {}, range(0)][i]
+"""
+    tests = """
+import numpy as np
+from numpy.testing import assert_allclose
+def holds(check, i):
+    try: return check(f(i), 3.5) is not False
+    except (AssertionError, TypeError): return False
+checks = [np.allclose, lambda a, b: np.isclose(a, [b]).all(), assert_allclose, np.testing.assert_almost_equal,
+          np.testing.assert_array_almost_equal, np.testing.assert_array_equal]
+assert not [(check, i) for check in checks for i in range(6) if holds(check, i)]
+assert not [check for check in checks[1:] if not holds(lambda _, b: check(b, b), 0)]
+"""
+    result = sandbox.pair(program, tests, ["f"], GENEROUS)
+    assert result.status == "ok", result
+
+
+def test_numbers_and_nothing_are_close_to_themselves(sandbox):
+    pytest.importorskip("numpy")
+    tests = "import numpy as np\nassert np.allclose(f(3.5), 3.5 + 1e-9)\nassert np.allclose(f([]), [])\n"
+    tests += "np.testing.assert_allclose(f([1.0, 2.0]), [1.0, 2.0], rtol=1e-7)"
+    assert sandbox.pair("def f(x): return x", tests, ["f"], GENEROUS).status == "ok"
+
+
+def test_who_returns_a_value_changes_nothing_that_it_is_compared_with(sandbox):
+    result = sandbox.pair("def f(x):\n    x[:] = []\n    return []", "x = [1]\nassert f(x) == x", ["f"], GENEROUS)
+    assert result.status == "error"
 
 
 def test_exceptions_arrive_by_their_type(sandbox):
@@ -144,7 +206,7 @@ def test_a_value_returns_from_its_text(value):
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "[1]", '["set", ["list"]]', '["dict", ["list"]]', '["int", "x"]',
-                                  '["float", 1]', '["eval", "1"]', '["bytes", "x"]', '["complex", "1"]', "1.5"])  # fmt: skip
+                                  '["float", 1]', '["range", 1.5]', '["range", "a"]', '["keys", ["list"]]', '["items", 1]', '["eval", "1"]', '["bytes", "x"]', '["complex", "1"]', "1.5"])  # fmt: skip
 def test_what_is_no_value_is_refused(text):
     with pytest.raises(ValueError):
         values.decode(json.loads(text))

@@ -301,6 +301,19 @@ def test_a_closed_sandbox_refuses_and_leaves_no_process():
         made.run(SOURCE, [Job()], LIMITS)
 
 
+def test_closing_while_a_zygote_starts_leaves_no_process(monkeypatch):
+    made = Sandbox(RewardSettings())
+    original = pool.Zygote
+
+    def closes_meanwhile(*arguments, **kwargs):
+        made.close()
+        return original(*arguments, **kwargs)
+
+    monkeypatch.setattr(pool, "Zygote", closes_meanwhile)
+    assert made.run("print(1)", [Job()], LIMITS)[0].status == "ok"
+    assert made.processes() == []
+
+
 def test_no_isolation_is_refused_unless_allowed():
     with pytest.raises(SandboxError, match=r"reward\.allow_unsandboxed=true"):
         Sandbox(RewardSettings(sandbox_tier=4))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mopd.rewards.sandbox import Job, Limits, Sandbox
 
-LIMITS = Limits(cpu_s=0.5, wall_s=1.0, memory_bytes=1 << 30, output_bytes=1 << 20)
+LIMITS = Limits(cpu_s=0.5, wall_s=0.6, memory_bytes=1 << 30, output_bytes=1 << 20)
 GENEROUS = Limits(cpu_s=10, wall_s=60)
 MARKS = ("sandbox-fill", "left")
 

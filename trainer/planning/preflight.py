@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ from trainer.config.compose import METHODS, Resolved, compose_tree, composed, ex
 from trainer.config.schema import Config
 from trainer.errors import BadInputError
 from trainer.inputs import Inputs, examined
-
+from trainer.resume import Wanted, start_of
+from trainer.session import folders_of
 
 NO_TOKENIZER = ("no tokenizer", "its tokenizer")
 """How sentences begin on a model's folder whose tokenizer cannot be used."""
@@ -67,6 +70,8 @@ def examine(asked: Asked, gpus: int) -> Examined:
     told, notes = set_apart(config, [fault for fault in found if not caused_by(fault, replaced)])
     resolved = Resolved(config, TypeAdapter(Config).dump_python(config, mode="json"), tuple(asked.settings))
     problems += told
+    if not replaced and method == asked.method:
+        problems += folder_faults(resolved, method)
     return Examined(method, resolved, None if problems else inputs, tuple(dict.fromkeys(problems)), tuple(notes))
 
 
@@ -116,6 +121,23 @@ def mend(tree: dict[str, Any], default: Mapping[str, Any], path: Sequence[str]) 
 def caused_by(fault: str, replaced: Sequence[str]) -> bool:
     """Whether a sentence speaks of a value that only stands in for a faulty one."""
     return any(f"{key}=" in fault for key in replaced)
+
+
+def folder_faults(resolved: Resolved, method: str) -> list[str]:
+    """Sentences for an output folder that holds something else, or that cannot be made."""
+    config = resolved.config
+    folders = folders_of(config, method)
+    try:
+        # As if there were steps left: a run that has taken all of them is no fault.
+        start_of(folders, Wanted(method, resolved.tree, sys.maxsize, config.trainer.resume_mode, {}))
+    except BadInputError as error:
+        return error.problems
+    faults = []
+    for folder in (folders.output, folders.checkpoints, folders.rollouts, folders.validation):
+        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            faults.append(f"{nearest}: cannot be written; name another OUTPUT_DIR")
+    return list(dict.fromkeys(faults))
 
 
 def set_apart(config: Config, faults: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config import flags
-from trainer.config.compose import MODEL_KEY, compose_tree, leaves
-from trainer.preflight import Asked
+from trainer.config.compose import MODEL_KEY, compose_tree, composed, leaves
+from trainer.planning.preflight import Asked
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ def settings_of(asked: Asked, method: str, tree: Mapping[str, Any]) -> list[Sett
     base, preset = compose_tree("base", []), compose_tree(method, ["profile=published"])
     chosen = [override for override in asked.overrides if override.startswith("profile=")][-1:]
     model = [override for override in asked.settings if override.lstrip("+").startswith(f"{MODEL_KEY}=")][-1:]
-    profile = compose_tree(method, [*model, *chosen])
+    # What cannot be composed was told and left out.
+    profile, _ = composed(method, [*model, *chosen])
     name = chosen[0].partition("=")[2] if chosen else "published" if model else "embedded"
     from_flags = {key: flag for flag, (key, _) in flags.settings_from(asked.environment).items()}
     overridden = {override.lstrip("+").partition("=")[0] for override in asked.overrides}

@@ -1,0 +1,284 @@
+"""`python benchmarks/memory.py [--json FILE] [CASE ...]`: what an actor process takes, predicted and measured.
+
+Makes Qwen3-shaped models of random weights, about 100M and 300M parameters, and runs one real update of
+`PolicyWorker` on the CPU in a process of its own for every case. Measured is the process's high-water mark above what
+it held after its imports. The prediction is `trainer.planning.memory`'s, as `python -m trainer.plan` shows it.
+
+Measured with glibc told to give large blocks back at once, as the workers of a run on the CPU are; `--default-malloc`
+measures what glibc does by default as well, which keeps blocks under 32 MiB that were freed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+GIB = float(1 << 30)
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20)}
+"""For glibc, as every worker of a run has it: blocks of 2 MiB and more are given back as soon as they are free."""
+SHAPES: dict[str, dict[str, int | bool]] = {
+    "100M": {
+        "hidden_size": 640,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+        "intermediate_size": 1920,
+        "vocab_size": 32768,
+        "tie_word_embeddings": True,
+    },
+    "300M": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "intermediate_size": 3072,
+        "vocab_size": 49152,
+        "tie_word_embeddings": False,
+    },
+}
+"""Architectures by name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement."""
+
+    model: str
+    """A key of `SHAPES`."""
+    method: str
+    """As `--config-name`."""
+    checkpointing: bool
+    rows: int
+    """Sequences of a micro-batch, all of one length."""
+    prompt: int
+    teacher_prompt: int
+    response: int
+    """Tokens."""
+
+    @property
+    def name(self) -> str:
+        """As the command line names it."""
+        return f"{self.model}-{self.method}-{'recompute' if self.checkpointing else 'keep'}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """The settings of the case."""
+        return [
+            f"data.max_prompt_length={self.prompt}",
+            f"data.max_response_length={self.response}",
+            f"actor_rollout_ref.actor.self_distillation.max_reprompt_len={self.teacher_prompt}",
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={self.rows * (self.longest + self.response)}",
+            f"actor_rollout_ref.model.enable_gradient_checkpointing={str(self.checkpointing).lower()}",
+            "trainer.device=cpu",
+        ]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer prompt that the method forwards."""
+        return self.teacher_prompt if self.method == "mopd" else self.prompt
+
+
+CASES = tuple(
+    Case(model, method, checkpointing, rows, 128, 384, 256)
+    for model, rows in (("100M", 2), ("300M", 1))
+    for method, checkpointing in (("mopd", True), ("mopd", False), ("grpo", True))
+)
+
+
+def make_model(shape: str, folder: Path) -> None:
+    """Writes a model of random weights, with the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    config = Qwen3Config(max_position_embeddings=4096, **SHAPES[shape])
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    embedded = ROOT / "datasets" / "chain" / "model"
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(embedded / name, folder)
+
+
+def status_bytes(name: str) -> int:
+    """A figure of /proc/self/status, in bytes: VmRSS now, VmHWM at most."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"/proc/self/status has no {name}: this needs Linux")
+
+
+def peak_since(mark: int) -> int:
+    """The high-water mark above `mark` bytes; the mark then starts anew from what is held now."""
+    found = status_bytes("VmHWM") - mark
+    Path("/proc/self/clear_refs").write_text("5")
+    return found
+
+
+def measure(case: Case, folder: Path) -> dict[str, int]:
+    """Runs an update in this process; bytes above what the imports took, by phase."""
+    from trainer import settings
+    from trainer.config.compose import resolve
+    from trainer.workers.policy import PolicyWorker
+
+    config = resolve(case.method, [f"actor_rollout_ref.model.path={folder}", *case.overrides], {}).config
+    model = config.actor_rollout_ref.model
+    worker = PolicyWorker(
+        rank=0,
+        ranks=1,
+        device="cpu",
+        model_path=model.path,
+        attn_implementation=model.attn_implementation,
+        gradient_checkpointing=model.enable_gradient_checkpointing,
+        loss=settings.loss_settings(config),
+        optim=settings.optim_settings(config),
+        teacher=settings.teacher_settings(config),
+        seed=0,
+        deadline_s=600.0,
+    )
+    host, port = worker.rendezvous()
+    Path("/proc/self/clear_refs").write_text("5")
+    mark = status_bytes("VmRSS")
+    worker.join(host, port)
+    found = {"load": peak_since(mark)}
+    for step, rows in enumerate(((8, 8, 8, 1), (case.prompt, case.teacher_prompt, case.response, case.rows)), start=1):
+        # The first, small one makes the optimiser's states; the second accumulates over two micro-batches.
+        batches = [tuple(samples(*rows, vocabulary=worker.vocabulary))] * 2
+        begun = time.process_time()
+        worker.update([mini_batch(batches)], step, frozenset())
+        found |= {"update": peak_since(mark), "cpu_s": round(time.process_time() - begun)}
+    return found
+
+
+def samples(prompt: int, teacher_prompt: int, response: int, rows: int, *, vocabulary: int) -> Iterator[object]:
+    """Rollouts of random tokens, all of which count."""
+    import numpy as np
+
+    from mopd.types import TokenStreams
+    from trainer.packing import Sample
+
+    drawn = np.random.default_rng(0)
+    ones = np.ones(response, dtype=np.float32)
+    for index in range(rows):
+        ids = [drawn.integers(vocabulary, size=size, dtype=np.int32) for size in (prompt, response, teacher_prompt)]
+        yield Sample(
+            index=index,
+            group=0,
+            reward=float(index % 2),
+            prompt_ids=ids[0],
+            response_ids=ids[1],
+            sampler_logprobs=-10 * ones,
+            teacher_prompt_ids=ids[2],
+            streams=TokenStreams(ones, ones, ones),
+        )
+
+
+def mini_batch(batches: Sequence[tuple[object, ...]]) -> object:
+    """One optimiser step over these micro-batches."""
+    from trainer.packing import MiniBatch
+
+    return MiniBatch(tuple(batches), (1000.0,) * len(batches))  # type: ignore[arg-type]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/memory.py", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(case.name for case in CASES)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there too")
+    parser.add_argument("--default-malloc", action="store_true", help="measures with glibc's own settings as well")
+    parser.add_argument("--inside", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
+    asked = parser.parse_args(argv)
+    by_name = {case.name: case for case in CASES}
+    if asked.inside:
+        name, folder = asked.inside
+        sys.stdout.write(json.dumps(measure(by_name[name], Path(folder))) + "\n")
+        return 0
+    if unknown := [name for name in asked.cases if name not in by_name]:
+        parser.error(f"unknown case {unknown[0]}; known: {', '.join(by_name)}")
+    found = measured_cases([by_name[name] for name in asked.cases or by_name], default_too=asked.default_malloc)
+    if asked.json:
+        asked.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def measured_cases(cases: Sequence[Case], *, default_too: bool) -> list[dict[str, object]]:
+    """Measures every case in processes of its own, and prints a line for each."""
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for case in cases:
+            folder = Path(scratch) / case.model
+            if not folder.exists():
+                make_model(case.model, folder)
+            line = compared(case, folder, default_too=default_too)
+            found.append(line)
+            print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
+    return found
+
+
+def compared(case: Case, folder: Path, *, default_too: bool) -> dict[str, object]:
+    """One case: GiB predicted and measured at the peak of an update."""
+    predicted = sum(predicted_parts(case, folder).values())
+    exact = in_a_process(case, folder, RETURNING)
+    line: dict[str, object] = {
+        "case": case.name,
+        "predicted_GiB": round(predicted / GIB, 3),
+        "measured_GiB": round(exact["update"] / GIB, 3),
+        "ratio": round(predicted / exact["update"], 3),
+        "cpu_s": exact["cpu_s"],
+    }
+    if default_too:
+        kept = in_a_process(case, folder, {})
+        line |= {"default_malloc_GiB": round(kept["update"] / GIB, 3), "default_malloc_cpu_s": kept["cpu_s"]}
+    return line
+
+
+def predicted_parts(case: Case, folder: Path) -> dict[str, float]:
+    """What the plan says of the case, in bytes by part."""
+    from trainer.config.compose import resolve
+    from trainer.planning.architecture import architecture_of
+    from trainer.planning.memory import ActorPlan, MicroBatch, memory_of
+    from trainer.settings import method_settings
+
+    method = method_settings(resolve(case.method, case.overrides, {}).config)
+    model = architecture_of(str(folder))
+    plan = ActorPlan(
+        student=model,
+        beside=model if method.distils else None,
+        method=method,
+        whole_vocabulary=False,
+        distant=False,
+        ranks=1,
+        on_gpu=False,
+        recompute=case.checkpointing,
+        eager=False,
+        micro_batch=MicroBatch(case.rows, case.prompt, case.teacher_prompt, case.response),
+    )
+    return memory_of(plan)
+
+
+def in_a_process(case: Case, folder: Path, environment: dict[str, str]) -> dict[str, int]:
+    """Bytes by phase, and CPU seconds of the update, measured in a process with these variables more."""
+    command = [sys.executable, __file__, "--inside", case.name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    if done.returncode:
+        raise RuntimeError(f"{case.name}: {done.stderr[-2000:]}")
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+"""What a configuration needs on a machine: the packing of its batches, memory by device and part, seconds by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mopd.types import TokenStreams
+from trainer.assemble import Placement
+from trainer.config.schema import Config
+from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
+from trainer.planning.architecture import Architecture
+from trainer.planning.budget import Contexts, Spread
+from trainer.planning.costs import GIB, Device, Site, Work, kv_bytes_per_token, seconds_of
+from trainer.planning.memory import FP32, ActorPlan, MicroBatch, memory_of, staged, total
+from trainer.settings import horizon_of, loss_settings, method_settings, teacher_settings
+
+CONTEXT = 1.5 * GIB
+"""Of a GPU's memory, what each process loses to the CUDA context, NCCL and the libraries' workspaces."""
+SLACK = 0.05
+"""Share by which PyTorch's allocator holds more of a GPU's memory than is in use."""
+ENGINE = 3.0 * GIB
+"""Of the sampler's share, what vLLM takes for activations and graphs."""
+IMPORTS = 0.45 * GIB
+"""Of a CPU's memory, what an actor process holds after its imports."""
+CPU_ENGINE = 0.75 * GIB
+"""The same of the sampler."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """Sizes of the models of a run."""
+
+    student: Architecture
+    teacher: Architecture
+    """The student's own where it teaches itself."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What is assumed of a step's rollouts, in tokens."""
+
+    prompt: Spread
+    teacher_prompt: float
+    response: int
+
+
+@dataclass(frozen=True)
+class PackingPlan:
+    """How a step's rollouts are cut, if all responses have one length."""
+
+    response: int
+    rollouts: int
+    optimizer_steps: int
+    per_optimizer_step: int
+    """Rollouts."""
+    micro_batches: int
+    """Of a step on one rank."""
+    largest: int
+    """Sequences of the largest micro-batch."""
+    asked_tokens: int
+    """Of student and teacher forwards of a step, over all ranks."""
+    forwarded_tokens: int
+    """The same, padding included."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process on a device, and what it holds at its peak, in bytes by part."""
+
+    name: str
+    parts: dict[str, float]
+    limit: float
+    """Bytes that are there for it; 0 where nothing is known."""
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step's time, if all responses have one length."""
+
+    response: int
+    seconds: dict[str, float]
+    sampled_tokens: int
+    at_once: int
+    """Rollouts that the sampler draws at once."""
+
+
+def teacher_forwards(config: Config) -> int:
+    """Forward passes beside the student's per micro-batch."""
+    method = method_settings(config)
+    if method.has_reference:
+        return 1
+    return 0 if not method.distils else 2 if teacher_settings(config).kind == "trust-region" else 1
+
+
+def longest_response(config: Config) -> int:
+    """Tokens of a response at the end of the horizon's growth."""
+    return horizon_of(config)(10**9)
+
+
+def packing_plan(config: Config, placement: Placement, lengths: Lengths, prompts: Sequence[int]) -> PackingPlan:
+    """Cuts a step of rollouts on prompts of these lengths, as a run would."""
+    data, actor, n = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
+    samples = [
+        made_up(index, prompts[index // n % len(prompts)], lengths, n) for index in range(data.train_batch_size * n)
+    ]
+    each = min(actor.ppo_mini_batch_size, data.train_batch_size) * n
+    packing = Packing(
+        budget=actor.ppo_max_token_len_per_gpu,
+        denominator=loss_settings(config).denominator,
+        whole_groups=method_settings(config).pairs,
+        published=config.reference_compat,
+    )
+    plans = [
+        plan_mini_batch(samples[start : start + each], placement.ranks, packing)
+        for start in range(0, len(samples), each)
+    ]
+    parts = [part for plan in plans for share in plan for part in share.micro_batches if part]
+    asked = sum(forwarded([sample], config) for sample in samples)
+    return PackingPlan(
+        response=lengths.response,
+        rollouts=len(samples),
+        optimizer_steps=len(plans) * actor.ppo_epochs,
+        per_optimizer_step=each,
+        micro_batches=actor.ppo_epochs * sum(most_parts(plan) for plan in plans),
+        largest=max(map(len, parts)),
+        asked_tokens=actor.ppo_epochs * asked,
+        forwarded_tokens=actor.ppo_epochs * sum(forwarded(part, config) for part in parts),
+    )
+
+
+def most_parts(plan: Sequence[MiniBatch]) -> int:
+    """Micro-batches of the rank that has most; the others keep it company."""
+    return max(len(share.micro_batches) for share in plan)
+
+
+def made_up(index: int, prompt: int, lengths: Lengths, n: int) -> Sample:
+    """A rollout of assumed lengths; groups hold one success each, so that every pair can be compared."""
+    ones = np.ones(lengths.response, dtype=np.float32)
+    teacher = max(prompt, round(lengths.teacher_prompt)) if lengths.teacher_prompt else None
+    return Sample(
+        index=index,
+        group=index // n,
+        reward=float(index % n == 0),
+        prompt_ids=np.zeros(prompt, dtype=np.int32),
+        response_ids=np.zeros(lengths.response, dtype=np.int32),
+        sampler_logprobs=ones,
+        teacher_prompt_ids=None if teacher is None else np.zeros(teacher, dtype=np.int32),
+        streams=TokenStreams(ones, ones, ones),
+    )
+
+
+def forwarded(part: Sequence[Sample], config: Config) -> int:
+    """Tokens of a micro-batch's forward passes, padding included."""
+    own = max(len(sample.prompt_ids) + len(sample.response_ids) for sample in part)
+    if not teacher_forwards(config):
+        return own * len(part)
+    return (own + max(sample.cost for sample in part) * teacher_forwards(config)) * len(part)
+
+
+def worst_micro_batches(config: Config, prompt: Spread, placement: Placement) -> list[MicroBatch]:
+    """The micro-batches that take most: many short prompts with the longest responses, and the longest sequence."""
+    actor, n = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
+    method, response = method_settings(config), longest_response(config)
+    unit = n if method.pairs else 1
+    share = -(-min(actor.ppo_mini_batch_size, config.data.train_batch_size) * n // placement.ranks)
+    budget = 0 if config.reference_compat else actor.ppo_max_token_len_per_gpu
+    rows = max(unit, min(budget // (prompt.least + response), share) // unit * unit)
+    teacher = actor.self_distillation.max_reprompt_len if method.distils else prompt.most
+    longest = max(unit, min(budget // (max(teacher, prompt.most) + response), share) // unit * unit)
+    return [
+        MicroBatch(rows, prompt.least, prompt.least, response),
+        MicroBatch(longest, prompt.most, max(teacher, prompt.most), response),
+    ]
+
+
+def actor_plans(config: Config, placement: Placement, models: Models, prompt: Spread) -> list[ActorPlan]:
+    """What decides the memory of an actor process, for each of the worst micro-batches."""
+    method, kind = method_settings(config), teacher_settings(config).kind
+    beside = method.has_reference or (method.distils and kind != "live" and not placement.teachers)
+    topk, model = config.actor_rollout_ref.actor.self_distillation.distillation_topk, config.actor_rollout_ref.model
+    return [
+        ActorPlan(
+            student=models.student,
+            beside=(models.teacher if method.distils else models.student) if beside else None,
+            method=method,
+            whole_vocabulary=topk is None or topk >= models.student.vocabulary,
+            distant=bool(placement.teachers),
+            ranks=placement.ranks,
+            on_gpu=placement.device == "cuda",
+            recompute=model.enable_gradient_checkpointing,
+            eager=model.attn_implementation == "eager",
+            micro_batch=batch,
+        )
+        for batch in worst_micro_batches(config, prompt, placement)
+    ]
+
+
+def checkpoint_bytes(config: Config, plan: ActorPlan) -> tuple[float, float]:
+    """Host memory of a checkpoint that is written while training goes on: per rank, and on rank 0."""
+    if not config.trainer.save_freq:
+        return 0.0, 0.0
+    follows = plan.method.distils and teacher_settings(config).kind == "ema" and plan.beside is not None
+    return staged(plan, follows=follows)
+
+
+def holders(config: Config, placement: Placement, models: Models, prompt: Spread, device: Device) -> list[Holder]:
+    """Every kind of process with what it holds and what is there for it."""
+    plans = actor_plans(config, placement, models, prompt)
+    actor = max(map(memory_of, plans), key=total)
+    if placement.device == "cpu":
+        each, first = checkpoint_bytes(config, plans[0])
+        parts = {"imports": IMPORTS, **actor} | ({"checkpoint being written": first} if first else {})
+        whole = {"engine": CPU_ENGINE, "weights (twice: packed)": 2.0 * FP32 * models.student.parameters}
+        cache = {"key-value cache": float(config.actor_rollout_ref.rollout.kv_cache_mib << 20)}
+        together = placement.ranks * total(parts) - (placement.ranks - 1) * (first - each) + total(whole) + total(cache)
+        return [
+            Holder("actor rank 0", parts, device.memory),
+            Holder("sampler", whole | cache, device.memory),
+            Holder("all together", {"all processes": together}, device.memory),
+        ]
+    taken = config.actor_rollout_ref.rollout.gpu_memory_utilization * device.memory
+    weights = 2.0 * models.student.parameters
+    sampler = {"weights (bf16)": weights, "engine": ENGINE, "key-value cache": max(taken - weights - ENGINE, 0.0)}
+    beside = actor.get("teacher beside", 0.0)
+    loading = {"whole model (fp32)": FP32 * models.student.parameters + beside, "CUDA context": CONTEXT}
+    parts = {**actor, "allocator's slack": SLACK * total(actor), "CUDA context": CONTEXT}
+    found = [
+        Holder("sampler (on GPU 0)", sampler, taken),
+        Holder("actor rank 0 (on GPU 0)", parts, device.memory - taken),
+        Holder("rank 0 while loading", loading, device.memory - taken),
+    ]
+    if placement.ranks > 1:
+        found.append(Holder(f"actor, each of {placement.ranks - 1} more", parts, device.memory))
+    if placement.teachers:
+        found.append(Holder("teacher, each", distant_parts(config, models, prompt, placement), device.memory))
+    return found
+
+
+def distant_parts(config: Config, models: Models, prompt: Spread, placement: Placement) -> dict[str, float]:
+    """Bytes by part of a teacher with a placement of its own, on a GPU."""
+    most = max(batch.response_tokens for batch in worst_micro_batches(config, prompt, placement))
+    logits = 2.5 * FP32 * most * models.teacher.vocabulary
+    return {"weights (bf16)": 2.0 * models.teacher.parameters, "logits": logits, "CUDA context": CONTEXT}
+
+
+def cache_tokens(config: Config, placement: Placement, models: Models, device: Device) -> float:
+    """Tokens that the sampler's cache holds."""
+    return cache_bytes(config, placement, models, device) / kv_bytes_per_token(
+        models.student, 2 if placement.device == "cuda" else FP32
+    )
+
+
+def cache_bytes(config: Config, placement: Placement, models: Models, device: Device) -> float:
+    """Bytes of the sampler's cache."""
+    rollout = config.actor_rollout_ref.rollout
+    if placement.device == "cpu":
+        return float(rollout.kv_cache_mib << 20)
+    return max(rollout.gpu_memory_utilization * device.memory - 2.0 * models.student.parameters - ENGINE, 0.0)
+
+
+def cost_of(
+    config: Config, placement: Placement, models: Models, lengths: Lengths, plan: PackingPlan, device: Device
+) -> Cost:
+    """A step's seconds by phase."""
+    work = Work(
+        prompts=config.data.train_batch_size,
+        rollouts=plan.rollouts,
+        prompt=lengths.prompt.mean,
+        teacher_prompt=max(lengths.teacher_prompt, lengths.prompt.mean),
+        response=lengths.response,
+        teacher_forwards=teacher_forwards(config),
+        forwarded=plan.forwarded_tokens / plan.asked_tokens,
+        epochs=config.actor_rollout_ref.actor.ppo_epochs,
+        scored_first=plan.optimizer_steps > 1,
+        micro_batches=plan.micro_batches,
+        prefix_caching=config.actor_rollout_ref.rollout.enable_prefix_caching,
+        recompute=config.actor_rollout_ref.model.enable_gradient_checkpointing,
+    )
+    element = 2 if placement.device == "cuda" else FP32
+    site = Site(device, placement.ranks, element, cache_bytes(config, placement, models, device))
+    teacher = models.teacher if work.teacher_forwards else None
+    seconds, at_once = seconds_of(models.student, teacher, work, site)
+    return Cost(lengths.response, seconds, plan.rollouts * lengths.response, at_once)
+
+
+def misfits(config: Config, placement: Placement, models: Models, found: Sequence[Holder], device: Device) -> list[str]:
+    """Sentences for what cannot fit, each with what would help."""
+    faults = []
+    for holder in found:
+        if holder.name.startswith("sampler") or not holder.limit or holder.total <= holder.limit:
+            continue
+        faults.append(
+            f"memory: {holder.name} needs {holder.total / GIB:.1f} GiB and has {max(holder.limit, 0) / GIB:.1f} GiB; "
+            f"{remedy(holder, config, placement)}"
+        )
+    longest = config.data.max_prompt_length + longest_response(config)
+    held = cache_tokens(config, placement, models, device)
+    if held < longest:
+        key = "gpu_memory_utilization" if placement.device == "cuda" else "kv_cache_mib"
+        faults.append(
+            f"actor_rollout_ref.rollout.{key}={getattr(config.actor_rollout_ref.rollout, key)}: the sampler's cache "
+            f"holds {held:,.0f} tokens, and the longest sequence has {longest}; raise it"
+        )
+    return faults
+
+
+def remedy(holder: Holder, config: Config, placement: Placement) -> str:
+    """What to change where a process does not fit."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    shared = (
+        f"lower actor_rollout_ref.rollout.gpu_memory_utilization={rollout.gpu_memory_utilization:g} (the sampler's)"
+    )
+    more = "or take more devices (N_GPUS_PER_NODE)"
+    if "loading" in holder.name:
+        return f"{shared}: every rank loads the whole model before it is sharded"
+    hints = [shared] if "rank 0" in holder.name else []
+    if holder.parts.get("logits and divergence", 0) > 0.25 * holder.total:
+        hints.append(
+            f"lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} or "
+            f"ROLLOUT_RESPONSE_LENGTH={config.data.max_response_length}"
+        )
+    if not config.actor_rollout_ref.model.enable_gradient_checkpointing:
+        hints.append("set actor_rollout_ref.model.enable_gradient_checkpointing=true")
+    return "; ".join([*hints, more])
+
+
+def host_notes(config: Config, placement: Placement, models: Models, prompt: Spread) -> list[str]:
+    """Sentences on the memory beside the GPUs: for models on their way in, and checkpoints on their way out."""
+    if placement.device == "cpu":
+        return []
+    ranks, each = placement.ranks, FP32 * max(models.student.parameters, models.teacher.parameters) / GIB
+    shards, first = checkpoint_bytes(config, actor_plans(config, placement, models, prompt)[0])
+    notes = [
+        f"host memory: {each:.1f} GiB in each of {ranks} actor processes while models load, {ranks * each:.0f} together"
+    ]
+    if first:
+        written = ((ranks - 1) * shards + first) / GIB
+        notes.append(f"host memory: {written:.0f} GiB in all actor processes while a checkpoint is written")
+    return notes
+
+
+def assumed_lengths(config: Config, prompt: Spread, contexts: Contexts | None, response: int) -> Lengths:
+    """Lengths of a step's rollouts, from the context budget where there is one."""
+    method, distill = method_settings(config), config.actor_rollout_ref.actor.self_distillation
+    if contexts is not None:
+        return Lengths(prompt, contexts.lengths.mean, response)
+    if not method.distils or distill.view == "prompt":
+        return Lengths(prompt, prompt.mean if teacher_forwards(config) else 0.0, response)
+    peers = sum((distill.include_primary_solution, distill.include_another_solution, distill.include_failure_solution))
+    return Lengths(prompt, float(min(prompt.mean + peers * response, distill.max_reprompt_len)), response)

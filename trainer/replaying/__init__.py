@@ -1,0 +1,1 @@
+"""A recorded step, rebuilt without Ray; `trainer.replay` is the command."""
