@@ -7,9 +7,11 @@ run after the program), `fn_name`, `time_limit` in seconds and optionally `conte
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from packed_tests import read_packed
 from records import MISSING, is_given
@@ -146,8 +148,28 @@ def mbpp(row: Row, index: int) -> Task:
         raise ValueError("`test` is missing: the assertions cannot be made from inputs alone, use the file of the hub")
     example = str(shown[0] or "").strip().splitlines()
     statement = question.strip() + (f"\n\nYour code should pass this test:\n{example[0]}" if example else "")
-    tests = hidden_tests([str(check)], [""], "code", EVALPLUS_LIMIT)
+    name = function_under_test(example[0] if example else "", str(row.get("code") or ""))
+    tests = hidden_tests([str(check)], [""], "code", EVALPLUS_LIMIT, name)
     return Task("code", "mbppplus", statement, request(statement, EVALPLUS_LIMIT), tests=tests)
+
+
+def function_under_test(assertion: str, solution: str) -> str:
+    """The function that an assertion tests: one that the solution defines, else one that Python does not; else empty.
+
+    Example: `function_under_test("assert set(both((1, 2))) == {1}", "")` is `both`.
+    """
+    try:
+        called = [node.func.id for node in ast.walk(ast.parse(assertion)) if is_named_call(node)]
+        defined = {node.name for node in ast.walk(ast.parse(solution)) if isinstance(node, ast.FunctionDef)}
+    except (SyntaxError, ValueError):
+        return ""
+    ours = [name for name in called if name in defined] or [name for name in called if not hasattr(builtins, name)]
+    return ours[0] if ours else ""
+
+
+def is_named_call(node: ast.AST) -> TypeGuard[Any]:
+    """Whether a node calls something by a plain name."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
 
 
 def corpus(row: Row, index: int) -> Task:

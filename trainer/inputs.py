@@ -367,10 +367,11 @@ def reward_faults(config: Config, sets: Iterable[PromptSet]) -> list[str]:
     if tier is not None and tier < offered.tier:
         why = offered.missing.get(tier, offered.reason)
         return [f"reward.sandbox_tier={tier}: this machine does not offer it ({why}); set it to null"]
-    if tier is None and offered.tier == 4 and not config.reward.allow_unsandboxed:
+    if tier is None and offered.tier >= 3 and not config.reward.allow_unsandboxed:
+        accepts = " (reward.sandbox_tier=3 accepts what there is)" if offered.tier == 3 else ""
         return [
             f"reward.allow_unsandboxed=false: the data asks for programs to be run, and this machine cannot isolate "
-            f"them ({offered.reason}); run it where user namespaces, Landlock or seccomp work, or, on a machine that "
+            f"them ({offered.reason}); run it where user namespaces or Landlock work{accepts}, or, on a machine that "
             f"holds nothing of value, set reward.allow_unsandboxed=true"
         ]
     return []

@@ -72,8 +72,12 @@ def outcome_of(result: Any) -> Outcome:
     if not math.isfinite(reward):
         raise CustomRewardError("invalid", f"the custom reward is {reward}, which is not finite")
     right = fields.get("acc")
+    if not isinstance(right, (bool, int, float, type(None))):
+        raise CustomRewardError("invalid", f"the custom reward's acc is {right!r:.80}; it must be a truth value")
     success = reward >= RIGHT if right is None else bool(right)
-    return Outcome(reward, success, "right" if success else "wrong", "" if feedback is None else str(feedback))
+    # A lone surrogate would break whatever writes or tokenises the text.
+    text = "" if feedback is None else str(feedback).encode(errors="replace").decode()
+    return Outcome(reward, success, "right" if success else "wrong", text)
 
 
 class CustomReward:

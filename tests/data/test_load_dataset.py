@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import sources_rows
 from sources_choice import SCIENCE_SYSTEM
+from sources_code import function_under_test
 from sources_maths import boxed, gsm8k_answer
 
 from mopd.rewards import check_ground_truth, verify
@@ -175,6 +176,21 @@ def test_humaneval_keeps_what_stands_before_the_function(tmp_path: Path) -> None
     assert verify("humanevalplus", right, record["tests"], {"split": "test"}).success
     wrong = verify("humanevalplus", right.replace("sqrt(n)", "sqrt(n) + 1"), record["tests"], {"split": "test"})
     assert wrong.success is False
+
+
+@pytest.mark.parametrize(
+    ("assertion", "solution", "name"),
+    [
+        ("assert double(2) == 4", "def double(n): return 2 * n", "double"),
+        ("assert sum(1, 2) == 3", "def sum(a, b): return a + b", "sum"),
+        ("assert set(both((1, 2), (1,))) == set([1])", "", "both"),
+        ("assert math.isclose(area(2), 4.0)", "", "area"),
+        ("assert x", "not python", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_function_under_test_is_known_by_name(assertion: str, solution: str, name: str) -> None:
+    assert function_under_test(assertion, solution) == name
 
 
 def test_mbpp_shows_one_assertion_and_checks_all(tmp_path: Path) -> None:

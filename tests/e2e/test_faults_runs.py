@@ -73,10 +73,8 @@ def test_a_run_outlives_its_sampler_and_goes_on_after_every_other_death(tmp_path
 
     process = going(output)
     os.kill(process_of(output, "/raylet/raylet"), signal.SIGKILL)
-    begun = time.monotonic()
     said = process.communicate(timeout=180)[0]
-    assert process.returncode not in (0, 75), said
-    assert time.monotonic() - begun < 60
+    assert process.returncode == 1, said
     assert gone(output, 30), processes(output)
 
     done = file.read_text().count("\n")
@@ -95,7 +93,7 @@ def test_a_run_outlives_its_sampler_and_goes_on_after_every_other_death(tmp_path
     )
     assert failed.code == 1, failed.said
     assert "updating the student: FailpointError" in failed.said
-    assert "Traceback" in failed.said
+    assert 'failpoints.hit("step.after_opt"' in failed.said, "the traceback of the rank itself"
 
     done = file.read_text().count("\n")
     finished = train(output, "grpo", *SMALL, TOTAL_STEPS=str(done + 1), N_GPUS_PER_NODE="2")

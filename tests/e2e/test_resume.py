@@ -222,7 +222,7 @@ def on_a_small_disk(tmp_path: Path, option: str, *overrides: str) -> Run:
     return Run(output, done.returncode, done.stderr + done.stdout)
 
 
-@pytest.mark.parametrize("option", ["size=6m", pytest.param("nr_inodes=45", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("option", ["size=6m", pytest.param("nr_inodes=24", marks=pytest.mark.slow)])
 def test_a_full_disk_costs_a_checkpoint_and_at_the_second_time_ends_the_run(tmp_path: Path, option: str) -> None:
     """There is room for one checkpoint and not for two."""
     run = on_a_small_disk(tmp_path, option, "trainer.on_save_error=warn")

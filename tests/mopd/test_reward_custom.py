@@ -221,10 +221,15 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         check(CustomSettings(str(tmp_path / "none.py")))
 
 
-@pytest.mark.parametrize("result", [math.nan, math.inf, None, "1.0", [1.0], {}, {"score": math.nan}, {"score": [1]}])
+@pytest.mark.parametrize("result", [math.nan, math.inf, None, "1.0", [1.0], {}, {"score": math.nan}, {"score": [1]},
+                                    {"score": 1, "acc": "false"}])  # fmt: skip
 def test_the_boundary_refuses_by_itself(result: Any) -> None:
     with pytest.raises(CustomRewardError):
         outcome_of(result)
+
+
+def test_feedback_can_be_written_and_tokenised() -> None:
+    assert outcome_of({"score": 0, "feedback": "é\ud800"}).feedback == "é?"
 
 
 def test_a_relative_path_is_taken_from_here(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from trainer.inputs import isolation, reward_faults, unknown_sources
 from trainer.prompts import PromptSet
 
 NONE = Probe(4, "no namespaces, no seccomp", 0, {1: "no user namespaces", 2: "no Landlock", 3: "no seccomp"})
+THIRD = Probe(3, "tier 3", 0, {1: "no user namespaces", 2: "no Landlock"})
 SECOND = Probe(2, "tier 2", 5, {1: "no user namespaces"})
 
 
@@ -52,6 +53,14 @@ def test_programs_without_isolation_are_refused_unless_allowed(machine: Probe, p
     assert "set reward.allow_unsandboxed=true" in fault
     assert reward_faults(config_with("reward.allow_unsandboxed=true"), [programs]) == []
     assert isolation(config_with(), [programs]) == machine
+
+
+@pytest.mark.parametrize("machine", [THIRD], indirect=True)
+def test_isolation_that_lets_programs_read_takes_the_users_word(machine: Probe, programs: PromptSet) -> None:
+    [fault] = reward_faults(config_with(), [programs])
+    assert "reward.sandbox_tier=3 accepts" in fault
+    for word in ("reward.sandbox_tier=3", "reward.allow_unsandboxed=true"):
+        assert reward_faults(config_with(word), [programs]) == []
 
 
 @pytest.mark.parametrize("machine", [NONE], indirect=True)

@@ -53,12 +53,20 @@ def _reason(tier: int, missing: dict[int, str]) -> str:
 def choose(settings: RewardSettings) -> int:
     """The tier that the settings ask for, else the strongest.
 
+    At tier 3 a program can read this account's processes, and with them what is expected of it: it takes the user's
+    word, as no isolation at all does.
+
     Raises:
-        SandboxError: there is no isolation, and the settings do not allow to run programs without.
+        SandboxError: there is too little isolation, and the settings do not allow it.
     """
     tier = probe().tier if settings.sandbox_tier is None else settings.sandbox_tier
     if tier not in DESCRIPTIONS:
         raise SandboxError(f"no sandbox tier {tier}: reward.sandbox_tier is one of {sorted(DESCRIPTIONS)} or null")
+    if tier == 3 and settings.sandbox_tier is None and not settings.allow_unsandboxed:
+        raise SandboxError(
+            f"programs can only be isolated in part here ({probe().reason}): they could read this account's files and"
+            " processes, expected outputs among them. reward.sandbox_tier=3 accepts that"
+        )
     if tier == 4 and not settings.allow_unsandboxed:
         raise SandboxError(
             f"programs cannot be isolated here ({probe().reason}), so code is not verified. On a machine of its own,"

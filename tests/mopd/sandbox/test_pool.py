@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mopd.rewards import sandbox as package
-from mopd.rewards.sandbox import Call, Job, Limits, Sandbox, SandboxError, launch, pool, probe
+from mopd.rewards.sandbox import Call, Job, Limits, Sandbox, SandboxError, launch, pool, probe, tiers
 from mopd.rewards.settings import RewardSettings, configure, current
 from tests.mopd.sandbox.world import GENEROUS, LIMITS, descendants
 
@@ -312,6 +312,14 @@ def test_closing_while_a_zygote_starts_leaves_no_process(monkeypatch):
     monkeypatch.setattr(pool, "Zygote", closes_meanwhile)
     assert made.run("print(1)", [Job()], LIMITS)[0].status == "ok"
     assert made.processes() == []
+
+
+def test_isolation_that_lets_programs_read_takes_the_users_word(monkeypatch):
+    monkeypatch.setattr(tiers, "probe", lambda: tiers.Probe(3, "tier 3", 0, {}))
+    with pytest.raises(SandboxError, match=r"reward\.sandbox_tier=3 accepts"):
+        tiers.choose(RewardSettings())
+    assert tiers.choose(RewardSettings(sandbox_tier=3)) == 3
+    assert tiers.choose(RewardSettings(allow_unsandboxed=True)) == 3
 
 
 def test_no_isolation_is_refused_unless_allowed():
