@@ -132,7 +132,9 @@ def write(table: pa.Table, output: Path) -> None:
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".converting-") as aside:
-        pq.write_table(table, Path(aside) / "rows.parquet", compression="zstd", row_group_size=32)
+        pq.write_table(
+            table, Path(aside) / "rows.parquet", compression="zstd", row_group_size=32, write_page_checksum=True
+        )
         os.replace(Path(aside) / "rows.parquet", output)
 
 

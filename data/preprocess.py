@@ -262,7 +262,8 @@ def write_all(tables: Mapping[str, pa.Table], output: Path) -> None:
     with tempfile.TemporaryDirectory(dir=output, prefix=".preprocess-") as aside:
         for split, table in tables.items():
             path = Path(aside) / f"{split}.parquet"
-            pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
+            # With checksums damage inside values is seen when they are read.
+            pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
         for split in tables:
             os.replace(Path(aside) / f"{split}.parquet", output / f"{split}.parquet")
 

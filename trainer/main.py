@@ -12,12 +12,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
 
 from trainer.config.compose import METHODS, Resolved, as_yaml, contradictions, resolve
-from trainer.display import open_screen
+from trainer.display import Unbroken, open_screen
 from trainer.errors import (
     BAD_INPUT,
     DONE,
@@ -43,9 +44,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     asked = arguments(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    heard = Unbroken(sys.stderr or io.StringIO())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=heard)
     logging.getLogger("mopd").setLevel(logging.INFO)
-    errors = Console(stderr=True)
+    errors = Console(file=cast(TextIO, heard))
     try:
         resolved = resolve(asked.config_name, asked.overrides, os.environ)
         if asked.cfg:

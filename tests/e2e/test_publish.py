@@ -234,8 +234,8 @@ def test_a_tensor_corrupted_on_the_way_is_caught_at_once_and_its_group_named(
 
 
 def test_an_output_layer_left_stale_is_caught_and_named(tied: Sampling) -> None:
-    shake(tied.policy, 7)
     tied.ready()
+    shake(tied.policy, 7)
     ask(tied.worker, "forget_the_head")
     with pytest.raises(PublishError, match=r"differing parameter groups: lm_head \(by [^;]*$"):
         tied.publish(7, SEQUENCES)

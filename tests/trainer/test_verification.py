@@ -42,14 +42,22 @@ def ray() -> Iterator[None]:
     cluster.stop()
 
 
-def pool(worker: type = Fragile, workers: int = 2, custom: CustomSettings | None = None) -> Verification:
+def pool(
+    worker: type = Fragile, workers: int = 2, custom: CustomSettings | None = None, deadline_s: float = DEADLINE_S
+) -> Verification:
     spawn = partial(cluster.spawn, worker, num_cpus=0, num_gpus=0, settings=RewardSettings(), custom=custom)
-    return Verification(spawn, workers=workers, deadline_s=DEADLINE_S)
+    return Verification(spawn, workers=workers, deadline_s=deadline_s)
 
 
 @pytest.fixture(scope="module")
 def shared() -> Verification:
     return pool()
+
+
+@pytest.fixture(scope="module")
+def patient() -> Verification:
+    """A pool that waits for the slowest verifier."""
+    return pool(deadline_s=120.0)
 
 
 @pytest.fixture
@@ -273,7 +281,7 @@ CASES = [
 
 @pytest.mark.parametrize(("data_source", "response", "truth"), [one for one in CASES if verifier_of(one[0])])
 def test_the_verdict_is_the_same_wherever_it_is_asked_for(
-    verification: Verification, data_source: str, response: str, truth: str
+    patient: Verification, data_source: str, response: str, truth: str
 ) -> None:
     here = verify(data_source, response, truth)
     with ThreadPoolExecutor(1) as thread:
@@ -284,5 +292,5 @@ def test_the_verdict_is_the_same_wherever_it_is_asked_for(
 
     assert asyncio.run(asked()) == here
     prompt = replace(PROMPT, data_source=data_source, ground_truth=truth)
-    [verified] = verification.verify([group([response], prompt)])
+    [verified] = patient.verify([group([response], prompt)])
     assert verified.outcomes == (here,)

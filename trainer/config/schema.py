@@ -298,8 +298,8 @@ class Trainer:
     on_save_error: Literal["stop", "warn"]
     """A checkpoint that cannot be written ends the run; warn: only the second one after the other does."""
     resume_mode: str = Field(min_length=1)
-    """auto: a run in OUTPUT_DIR goes on after its newest whole checkpoint; disable: it is refused; or the folder of a
-    checkpoint to go on from."""
+    """auto: a run in OUTPUT_DIR goes on after its newest whole checkpoint; must: the same, but refused where there is
+    none; disable: it is refused; or the folder of a checkpoint from which a fresh OUTPUT_DIR begins."""
     time_budget_s: float | None = Field(gt=0)
     """Seconds from the start of the job (SLURM_JOB_START_TIME, else of the process) after which no step begins; the run
     then ends with a checkpoint and exit code 75. SLURM_JOB_END_TIME is heeded in any case; null: no other limit."""
