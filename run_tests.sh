@@ -34,4 +34,8 @@ export PYTHONPATH=$MOPD_ROOT${PYTHONPATH:+:$PYTHONPATH}
 if [[ -z $cluster ]] && ! "$MOPD_PYTHON" -m pytest -q --collect-only -m cluster >/dev/null; then
     mopd_fail 1 "--cluster: no test in tests/ has the mark 'cluster' (or they cannot be collected), so nothing would be tested on a cluster."
 fi
-exec "$MOPD_PYTHON" -m pytest -m "$slow${slow:+${cluster:+ and }}$cluster" "${arguments[@]}"
+# Files side by side, on four cores at most; `-n 0` among the arguments runs one after the other.
+cores=$(nproc 2>/dev/null || echo 1)
+side_by_side=(-n "$((cores > 4 ? 4 : cores))" --dist loadfile)
+((cores > 1)) || side_by_side=()
+exec "$MOPD_PYTHON" -m pytest "${side_by_side[@]}" -m "$slow${slow:+${cluster:+ and }}$cluster" "${arguments[@]}"

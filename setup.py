@@ -59,6 +59,7 @@ setup(
         "trackers": ["tensorboard>=2.21,<3", "wandb>=0.31,<0.32"],
         "dev": [
             "pytest>=9",
+            "pytest-xdist>=3.8",
             "hypothesis>=6",
             "ruff>=0.17",
             "mypy>=2",

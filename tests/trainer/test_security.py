@@ -33,6 +33,8 @@ ROOMS = ("mopd", "trainer", "data", "analysis", "diversity", "experiments", "ben
 # ------------------------------------------------------------------ the source
 
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+CAREFUL = {"trainer/workers/reading.py": "makes the classes of a checkpoint's index and no others (test_reading)"}
+"""Files that unpickle, and why they may."""
 RUNNERS = {
     "mopd/rewards/sandbox/pairs.py": "runs in the sandbox",
     "mopd/rewards/sandbox/program.py": "runs in the sandbox",
@@ -50,7 +52,9 @@ def complaints(path: str, text: str) -> Iterator[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
             names = [module] if module else [alias.name for alias in node.names]
-            yield from (f"{where}: imports {name}" for name in names if name.split(".")[0] in UNPICKLERS)
+            yield from (
+                f"{where}: imports {name}" for name in names if name.split(".")[0] in UNPICKLERS and path not in CAREFUL
+            )
         elif isinstance(node, ast.Call):
             yield from (f"{where}: {fault}" for fault in faults_of(node, path))
 
@@ -95,7 +99,7 @@ def test_no_source_unpickles_runs_or_downloads_code() -> None:
     assert len(sources) > 60
     found = [line for path in sources for line in complaints(str(path.relative_to(ROOT)), path.read_text())]
     assert found == []
-    assert all((ROOT / path).is_file() for path in RUNNERS)
+    assert all((ROOT / path).is_file() for path in (*RUNNERS, *CAREFUL))
 
 
 def test_the_library_for_data_runs_no_scripts_of_data_sets() -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import AutoTokenizer
 
 from trainer import checkpoint, failpoints
+from trainer.workers.reading import Planner, Reader
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,14 @@ class StateKeeper:
         The optimiser's settings stay as they are: a run may go on with others. A rank that was not there has no
         random state to take.
         """
-        reader = FileSystemReader(Path(folder) / checkpoint.STATE)
+        reader = Reader(Path(folder) / checkpoint.STATE)
         kept = reader.read_metadata().state_dict_metadata.keys()
         parts: dict[str, Any] = {name: get_model_state_dict(model) for name, model in models.items()}
         parts["random"] = {name: state for name, state in self.random_states().items() if f"random.{name}" in kept}
         settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         if any(name.startswith("optimizer.") for name in kept):
             parts["optimizer"] = get_optimizer_state_dict(models["student"], optimizer)
-        load(parts, storage_reader=reader, process_group=self.group, no_dist=self.group is None)
+        load(parts, storage_reader=reader, planner=Planner(), process_group=self.group, no_dist=self.group is None)
         for name, model in models.items():
             set_model_state_dict(model, parts[name])
         if "optimizer" in parts:
