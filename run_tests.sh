@@ -35,7 +35,7 @@ if [[ -z $cluster ]] && ! "$MOPD_PYTHON" -m pytest -q --collect-only -m cluster 
     mopd_fail 1 "--cluster: no test in tests/ has the mark 'cluster' (or they cannot be collected), so nothing would be tested on a cluster."
 fi
 # Files side by side, on four cores at most; `-n 0` among the arguments runs one after the other.
-cores=$(nproc 2>/dev/null || echo 1)
+cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1) # nproc would heed the variable
 side_by_side=(-n "$((cores > 4 ? 4 : cores))" --dist loadfile)
 ((cores > 1)) || side_by_side=()
 exec "$MOPD_PYTHON" -m pytest "${side_by_side[@]}" -m "$slow${slow:+${cluster:+ and }}$cluster" "${arguments[@]}"
