@@ -28,6 +28,8 @@ MANIFEST, STATE = "manifest.json", "state"
 NAME = re.compile(r"step_(\d+)")
 FEWEST = 2
 """Checkpoints that are kept at least: the newest may turn out to be damaged."""
+LARGE = 2 << 30
+"""Bytes of a checkpoint from which reading it is announced: it may take minutes."""
 
 
 class CheckpointError(RuntimeError):
@@ -144,18 +146,20 @@ def read(folder: Path) -> Checkpoint:
     manifest = folder / MANIFEST
     try:
         told = json.loads(manifest.read_text())
-        step, facts, files = int(told["step"]), dict(told["facts"]), dict(told["files"])
+        step, facts = int(told["step"]), dict(told["facts"])
+        files = {name: (int(wanted["bytes"]), wanted["blake2b"]) for name, wanted in dict(told["files"]).items()}
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no whole checkpoint: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{manifest} cannot be read ({type(error).__name__}: {error!s:.80})") from None
     try:
-        for name, wanted in files.items():
-            if (folder / name).stat().st_size != wanted["bytes"]:
-                size = (folder / name).stat().st_size
-                raise CheckpointError(f"{folder / name} is damaged: {size} bytes instead of {wanted['bytes']}")
+        for name, (wanted, _) in files.items():
+            if (size := (folder / name).stat().st_size) != wanted:
+                raise CheckpointError(f"{folder / name} is damaged: {size} bytes instead of {wanted}")
+        if (total := sum(size for size, _ in files.values())) >= LARGE:
+            log.info("comparing the %.0f GiB of %s with their checksums", total / (1 << 30), folder)
         for path, digest in sums([folder / name for name in files]):
-            if digest != files[str(path.relative_to(folder))]["blake2b"]:
+            if digest != files[str(path.relative_to(folder))][1]:
                 raise CheckpointError(f"{path} is damaged: its checksum is not that of {MANIFEST}")
     except OSError as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from None

@@ -32,7 +32,7 @@ from trainer.folders import fresh
 from trainer.inputs import load_tokenizer, reward_faults, summary_instruction, unknown_sources
 from trainer.prompts import Renderer, load
 from trainer.services import StandingSampling
-from trainer.tracking import write_responses
+from trainer.tracking import open_lines, write_responses
 from trainer.validate import Validator
 from trainer.workers.sampler_types import SamplingSettings
 
@@ -161,7 +161,7 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
     placement = Placement("cuda" if torch.cuda.device_count() else "cpu", 1)
 
     def record(step: int, groups: Sequence[Group]) -> None:
-        with (output / "responses.jsonl").open("w") as file:
+        with open_lines(output / "responses.jsonl", "w") as file:
             write_responses(file, renderer, step, groups)
 
     try:

@@ -23,7 +23,6 @@ PLACES = (
     "ckpt.before_purge",
     "ckpt.mid_purge",
     "sync.mid",
-    "sample.before",
 )
 ACTIONS = ("kill", "raise", "stop", "nan", "inf")
 

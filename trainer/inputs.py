@@ -276,7 +276,7 @@ def row_faults(config: Config, *, untokenized: bool) -> list[str]:
     for key, path in (("data.train_files", config.data.train_files), ("data.val_files", config.data.val_files)):
         with contextlib.suppress(BadInputError):
             convert_beside(Path(path))
-        prompts, told = read_tasks(path, key)
+        prompts, told = read_tasks(path, key, check_truth=custom_reward(config) is None)
         faults += [*told, *unknown_sources(config, key, path, prompts)]
         if untokenized and prompts and key == "data.train_files":
             faults += too_few(config, len(prompts))

@@ -51,6 +51,8 @@ UNSAID = (
     "trainer.resume_mode",
 )
 """Of these, keys whose change goes without saying."""
+LOOKED_AT = 1 << 20
+"""Bytes of a file of weights that are looked at, at its beginning and at its end: weights are large."""
 DESCRIBING = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Files of a model's folder that must be the same when a run goes on."""
 LOCK, ASIDE = ".lock", ".config.yaml.partial"
@@ -236,26 +238,41 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def facts_of(model_path: str, prompts: PromptSet, seed: int) -> dict[str, Any]:
-    """What tells, beside the settings, whether a run goes on with the same model and data.
-
-    Of weights only the size is looked at: they are large, and the checkpoint has its own.
-    """
-    model, data = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    for name in DESCRIBING:
-        file = Path(model_path) / name
-        model.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
-    for file in sorted(Path(model_path).glob("*.safetensors")):
-        model.update(f"{file.name} {file.stat().st_size}".encode())
+def facts_of(model_path: str, teacher_path: str | None, prompts: PromptSet, seed: int) -> dict[str, Any]:
+    """What tells, beside the settings, whether a run goes on with the same models and data."""
+    data = hashlib.blake2b(digest_size=16)
     for prompt, prompt_ids in zip(prompts.prompts, prompts.prompt_ids, strict=True):
         data.update(prompt_ids.tobytes() + prompt.ground_truth.encode(errors="surrogatepass"))
-    return {"model": model.hexdigest(), "data": data.hexdigest(), "seed": seed, "mopd": mopd.__version__}
+    return {
+        "model": model_digest(model_path),
+        "teacher": None if teacher_path is None else model_digest(teacher_path),
+        "data": data.hexdigest(),
+        "seed": seed,
+        "mopd": mopd.__version__,
+    }
+
+
+def model_digest(folder: str) -> str:
+    """A checksum of a model's configuration and tokenizer, and of the size, beginning and end of its weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in DESCRIBING:
+        file = Path(folder) / name
+        digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as weights:
+            digest.update(weights.read(LOOKED_AT))
+            weights.seek(max(0, size - LOOKED_AT))
+            digest.update(weights.read())
+    return digest.hexdigest()
 
 
 def refuse_other_facts(chosen: Checkpoint, wanted: Wanted) -> None:
     """Refuses to go on with another model or other data under the same name."""
     keys = {
-        "model": ("actor_rollout_ref.model.path", "the model's configuration, tokenizer or size of weights"),
+        "model": ("actor_rollout_ref.model.path", "the model's configuration, tokenizer or weights"),
+        "teacher": ("actor_rollout_ref.ref.model.path", "the teacher's configuration, tokenizer or weights"),
         "data": ("data.train_files", "the training prompts"),
     }
     settings = dict(flat(wanted.settings))
@@ -268,12 +285,13 @@ def refuse_other_facts(chosen: Checkpoint, wanted: Wanted) -> None:
 
 
 def take_back(folders: Folders, step: int) -> None:
-    """Removes what a run wrote after `step`: it will be written again."""
+    """Removes what a run wrote after `step`: it will be written again. At step 0 that is all of it."""
+    kept = step or -1  # what begins again measures the initial model again
     for name in ("metrics.jsonl", "health.jsonl"):
-        trim(folders.output / name, step)
+        trim(folders.output / name, kept)
     for folder in (folders.rollouts, folders.validation):
         for file in folder.glob("*.*"):
-            if file.suffix in (".jsonl", ".npz") and file.stem.isdecimal() and int(file.stem) > step:
+            if file.suffix in (".jsonl", ".npz") and file.stem.isdecimal() and int(file.stem) > kept:
                 file.unlink()
     if step == 0:  # TensorBoard's files are told to forget the steps after one that is done, which is none
         shutil.rmtree(folders.output / "tensorboard", ignore_errors=True)
@@ -288,15 +306,17 @@ def trim(file: Path, step: int) -> None:
     if not file.is_file():
         return
     aside = file.with_name(f".{file.name}.partial")
-    aside.write_text("".join(line for number, line in records(file) if number <= step))
+    aside.write_text("".join(line for number, line in records(file) if number <= step), encoding="utf-8")
     os.replace(aside, file)
 
 
 def records(file: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file of records, each after its step; one without its end was cut off while it was written."""
-    for line in file.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield int(json.loads(line)["step"]), line
+    # Not `splitlines`, which parts lines at characters that the name of a data source may hold too.
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield int(json.loads(line)["step"]), line
 
 
 def history(output: Path) -> list[dict[str, Any]]:

@@ -64,14 +64,16 @@ def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
         screen.say(f"  programs of responses run isolated, {inputs.isolation.reason}")
     folders = folders_of(config, config_name)
     schedule = schedule_of(config, inputs.train)
-    facts = facts_of(config.actor_rollout_ref.model.path, inputs.train, config.data.seed)
+    paths = config.actor_rollout_ref
+    facts = facts_of(paths.model.path, paths.ref.model.path, inputs.train, config.data.seed)
     wanted = Wanted(config_name, resolved.tree, schedule.last, config.trainer.resume_mode, facts)
     try:
         before = traces(folders)
         start = start_of(folders, wanted)
         with contextlib.ExitStack() as locks:
             locks.enter_context(lock(folders.output))
-            if folders.output.resolve() not in folders.checkpoints.resolve().parents:
+            checkpoints = folders.checkpoints.resolve()
+            if folders.output.resolve() not in (checkpoints, *checkpoints.parents):
                 locks.enter_context(lock(folders.checkpoints))
             if traces(folders) != before:  # another process has ended in it just now
                 start = start_of(folders, wanted)
@@ -219,16 +221,20 @@ def sandbox_told(config: Config, inputs: Inputs) -> dict[str, int | str | None]:
     return {"tier": config.reward.sandbox_tier or inputs.isolation.tier, "reason": inputs.isolation.reason}
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder is at; None where it is no repository, or git is not installed."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return told.stdout.strip() or None
+
+
 def write_manifest(
     folders: Folders, config_name: str, config: Config, inputs: Inputs, versions: dict[str, str | int], done: int
 ) -> None:
     """What ran where: versions as the running workers report them, seed, commit, machine, folders."""
-    commit = subprocess.run(
-        ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     parameters = versions.pop("parameters")
     manifest = {
         "method": config_name,
@@ -241,7 +247,7 @@ def write_manifest(
         },
         "seed": config.data.seed,
         "resumed_after_step": done or None,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit_of(PROJECT),
         "machine": {
             "platform": platform.platform(),
             "cpus": os.cpu_count(),

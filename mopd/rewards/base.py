@@ -24,3 +24,5 @@ class Verifier:
     """Raises ValueError where no response could be compared with this ground truth; runs no program of the row."""
     predicted: Callable[[str], str | None] = no_prediction
     """What a response answers, for majority votes; None where it gives no answer."""
+    glance: Callable[[str], object] | None = None
+    """As `check`, as far as can be said at once; None where `check` says all at once."""

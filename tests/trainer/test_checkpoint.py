@@ -45,6 +45,18 @@ def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
     assert newest(tmp_path / "none") is None
 
 
+def test_a_large_checkpoint_is_announced_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = written(tmp_path, 1)
+    with caplog.at_level("INFO", logger="mopd"):
+        read(folder)
+        assert caplog.text == ""
+        monkeypatch.setattr(checkpoint, "LARGE", 7000)
+        read(folder)
+    assert f"{folder} with their checksums" in caplog.text
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_file_is_named_and_the_one_before_is_taken(tmp_path: Path, name: str, damage: str) -> None:
@@ -63,7 +75,18 @@ def test_a_damaged_file_is_named_and_the_one_before_is_taken(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "{", "[]", '{"step": 2}', '{"step": "x", "facts": {}, "files": {}}', "[" * 10**5]
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        '{"step": 2}',
+        '{"step": "x", "facts": {}, "files": {}}',
+        '{"step": 2, "facts": {}, "files": {"config.yaml": 15}}',
+        '{"step": 2, "facts": {}, "files": {"config.yaml": {"bytes": 15}}}',
+        "[" * 10**5,
+    ],
 )
 def test_a_manifest_that_cannot_be_read_is_no_checkpoint(tmp_path: Path, text: str | None) -> None:
     written(tmp_path, 1)

@@ -266,10 +266,12 @@ def test_a_large_model_is_planned_for_a_machine_that_is_not_there(plan: Planner,
     code, said = plan(*asked, MODEL_PATH=model)
     assert code == BAD_INPUT
     assert_beside_the_sampler(said)
-    code, said = plan(*asked, f"{SHARE}=0.3", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192")
+    asked += [f"{SHARE}=0.3", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192"]
+    code, said = plan(*asked, "trainer.save_freq=0")
     found = json.loads(file.read_text())
     assert code == DONE, said
     assert "has no weights: this is planned from its config.json" in said
+    assert "GiB in all actor processes while a checkpoint is written" in said, "the last one is"
     held = {holder["name"]: sum(holder["parts"].values()) for holder in found["memory"]}
     assert all(size <= 80 * 2**30 for size in held.values())
     assert found["packing"][0]["rollouts"] == 256

@@ -12,7 +12,8 @@ import pytest
 
 from mopd.types import Prompt
 from trainer.errors import BadInputError
-from trainer.prompts import BadRowError, Renderer, batch_at, load, to_prompt
+from trainer.prompts import COLUMNS, BadRowError, Renderer, batch_at, load, read_rows, to_prompt
+from trainer.rows import read_tasks
 
 
 class Words:
@@ -113,7 +114,12 @@ def test_without_shuffling_rows_come_in_file_order() -> None:
     assert batch_at(3, rows=5, batch_size=2, shuffle=False, seed=0) == [0, 1]
 
 
-def test_ground_truths_that_a_users_function_reads_are_not_checked() -> None:
+def test_columns_that_nobody_reads_are_left_where_they_are(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.parquet", [{**row(), "embedding": [0.5] * 8}])
+    assert [list(found) for found in read_rows(path, "data.train_files")] == [[*COLUMNS, "extra_info"]]
+
+
+def test_ground_truths_that_a_users_function_reads_are_not_checked(tmp_path: Path) -> None:
     row = {
         "prompt": [{"role": "user", "content": "q"}],
         "data_source": "sciknoweval",
@@ -121,3 +127,7 @@ def test_ground_truths_that_a_users_function_reads_are_not_checked() -> None:
     }
     assert isinstance(to_prompt(0, row), BadRowError)
     assert isinstance(to_prompt(0, row, check_truth=False), Prompt)
+    path = written(tmp_path / "a.parquet", [row])
+    assert len(read_tasks(path, "data.train_files")[1]) == 1
+    prompts, faults = read_tasks(path, "data.train_files", check_truth=False)
+    assert ([prompt.ground_truth for prompt in prompts], faults) == (["not a letter"], [])

@@ -31,7 +31,7 @@ from trainer.resume import (
     take_back,
     traces,
 )
-from trainer.tracking import Folders
+from trainer.tracking import Folders, open_lines, write_line
 
 SETTINGS = {
     "data": {"seed": 1, "train_files": "train.parquet"},
@@ -143,6 +143,15 @@ def test_curves_of_a_run_that_begins_again_begin_again(run: Folders) -> None:
     assert (run.output / "tensorboard").exists()
     take_back(run, 0)
     assert not (run.output / "tensorboard").exists()
+    assert history(run.output) == [], "step 0 is measured again, too"
+
+
+def test_a_name_that_parts_lines_elsewhere_parts_no_records(run: Folders) -> None:
+    record = {"step": 0, "val-core/a\u2028b\x85c/acc/mean@8": 0.5}
+    with open_lines(run.output / "metrics.jsonl", "w") as file:
+        write_line(file, record)
+    take_back(run, 4)
+    assert history(run.output) == [record]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_aloud_and_refused_by_name(
@@ -195,7 +204,7 @@ def test_a_path_to_anything_but_a_checkpoint_is_explained(run: Folders, tmp_path
     [
         ({"method": "grpo"}, "method mopd there, grpo asked"),
         ({"data": {"seed": 2, "train_files": "train.parquet"}}, "data.seed=1 there, 2 asked"),
-        ({"facts": {"model": "other", "data": "d"}}, "configuration, tokenizer or size of weights are not those"),
+        ({"facts": {"model": "other", "data": "d"}}, "configuration, tokenizer or weights are not those"),
         ({"facts": {"model": "m", "data": "other"}}, "the training prompts are not those"),
     ],
 )

@@ -208,6 +208,17 @@ def test_what_a_user_function_gets_wrong_is_counted_by_cause(tmp_path: Path, cap
     assert caplog.text.count("has no verdict") == 4
 
 
+def test_to_load_a_user_function_may_take_longer_than_a_verdict(tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text(
+        f"import time\ntime.sleep({3 * DEADLINE_S})\n"
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return 0.5\n"
+    )
+    verification = pool(VerifierWorker, 1, CustomSettings(str(file), deadline_s=DEADLINE_S))
+    assert [outcome.reward for outcome in outcomes(verification, "one", "two")] == [0.5, 0.5]
+    assert verification.report()["perf/verify_respawns"] == 0
+
+
 def drawn(verification: Verification, spawn: Callable[[], Any], prompt: Prompt = PROMPT) -> tuple[Group, ...]:
     """Two groups of four, drawn by a `Decoder`."""
     sampling = StandingSampling(spawn, seed=0, deadline_s=60, verification=verification)

@@ -204,9 +204,7 @@ def actor_plans(config: Config, placement: Placement, models: Models, prompt: Sp
 
 
 def checkpoint_bytes(config: Config, plan: ActorPlan) -> tuple[float, float]:
-    """Host memory of a checkpoint that is written while training goes on: per rank, and on rank 0."""
-    if not config.trainer.save_freq:
-        return 0.0, 0.0
+    """Host memory of a checkpoint that is written: per rank, and on rank 0."""
     follows = plan.method.distils and teacher_settings(config).kind == "ema" and plan.beside is not None
     return staged(plan, follows=follows)
 
@@ -216,7 +214,8 @@ def holders(config: Config, placement: Placement, models: Models, prompt: Spread
     plans = actor_plans(config, placement, models, prompt)
     actor = max(map(memory_of, plans), key=total)
     if placement.device == "cpu":
-        each, first = checkpoint_bytes(config, plans[0])
+        # One that is written after the last step has the room of what training no longer needs.
+        each, first = checkpoint_bytes(config, plans[0]) if config.trainer.save_freq else (0.0, 0.0)
         parts = {"imports": IMPORTS, **actor} | ({"checkpoint being written": first} if first else {})
         whole = {"engine": CPU_ENGINE, "weights (twice: packed)": 2.0 * FP32 * models.student.parameters}
         cache = {"key-value cache": float(config.actor_rollout_ref.rollout.kv_cache_mib << 20)}
@@ -341,9 +340,8 @@ def host_notes(config: Config, placement: Placement, models: Models, prompt: Spr
     notes = [
         f"host memory: {each:.1f} GiB in each of {ranks} actor processes while models load, {ranks * each:.0f} together"
     ]
-    if first:
-        written = ((ranks - 1) * shards + first) / GIB
-        notes.append(f"host memory: {written:.0f} GiB in all actor processes while a checkpoint is written")
+    written = ((ranks - 1) * shards + first) / GIB
+    notes.append(f"host memory: {written:.0f} GiB in all actor processes while a checkpoint is written")
     return notes
 
 

@@ -89,7 +89,8 @@ class StateKeeper:
         gives their configuration, `source` the folder of the initial model.
         A collective: all ranks call it.
         """
-        assert self.running is None
+        if self.running is not None:
+            raise checkpoint.CheckpointError("the checkpoint before this one was begun on some ranks only")
         state: dict[str, Any] | Exception
         try:
             state = {name: copied(part) for name, part in self.state(models, optimizer).items()}

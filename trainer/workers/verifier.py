@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,7 +45,10 @@ class VerifierWorker:
         self.custom = None if custom is None else CustomReward(custom)
 
     def ready(self) -> list[Verdict]:
-        """Answers as soon as the process can work."""
+        """Answers as soon as the process can work. To load the user's function takes no verdict's time."""
+        if self.custom is not None:
+            with suppress(CustomRewardError):  # then every verdict says why
+                self.custom.started()
         return []
 
     def verify(self, cases: Sequence[Case]) -> list[Verdict]:
