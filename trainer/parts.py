@@ -226,7 +226,8 @@ class Parts:
         reason = None if step == self.schedule.last else self.stopper.reason(self.saver.longest_s)
         if reason is None:
             return None
-        return StoppedError(f"{reason}: ended after step {step} with a checkpoint; to go on: {how_to_go_on()}")
+        how = how_to_go_on(self.journal.folders.output)
+        return StoppedError(f"{reason}: ended after step {step} with a checkpoint; to go on: {how}")
 
     def state(self) -> dict[str, Any]:
         """What the controller itself must know to go on, as JSON has it; all else follows from the step's number."""

@@ -58,6 +58,7 @@ def in_bytes(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     asked = arguments(argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder: nobody is asked for what is not there
     found = plan(asked, os.environ)
     from trainer.planning.tables import show
 

@@ -100,16 +100,20 @@ def case_of(record: Mapping[str, Any]) -> Case:
     Raises:
         MalformedError: a field is missing or of the wrong kind.
     """
-    for name in ("data_source", "response"):
-        if not isinstance(record.get(name), str):
-            raise MalformedError(f"{name} must be text; got {record.get(name)!r:.80}")
-    truth, extra = record.get("ground_truth"), record.get("extra_info")
+    # The records of a run call them `output` and `gts`.
+    response, truth = record.get("response", record.get("output")), record.get("ground_truth", record.get("gts"))
+    for name, value in (("data_source", record.get("data_source")), ("response", response)):
+        if value is None:
+            raise MalformedError(f"{name} is missing")
+        if not isinstance(value, str):
+            raise MalformedError(f"{name} must be text; got {value!r:.80}")
+    extra = record.get("extra_info")
     if truth is None:
         raise MalformedError("ground_truth is missing")
     if extra is not None and not isinstance(extra, dict):
         raise MalformedError(f"extra_info must be an object; got {extra!r:.80}")
     text = truth if isinstance(truth, str) else json.dumps(truth)
-    return Case(record["data_source"], record["response"], text, extra or {})
+    return Case(record["data_source"], str(response), text, extra or {})
 
 
 class Scorer:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from trainer.errors import StoppedError
@@ -54,8 +55,9 @@ class Stopper:
             raise KeyboardInterrupt
         if self.asked is None or number == signal.SIGINT:
             self.asked = signal.Signals(number).name
-            more = "; Ctrl-C once more ends it at once" if number == signal.SIGINT else ""
-            log.warning("%s: the run ends with a checkpoint after this step%s", self.asked, more)
+            more = "; Ctrl-C once more ends it within seconds" if number == signal.SIGINT else ""
+            when = "before its first step" if self.last is None else "with a checkpoint after this step"
+            log.warning("%s: the run ends %s%s", self.asked, when, more)
 
     def begin(self) -> None:
         """The first step begins.
@@ -104,7 +106,7 @@ def number(environment: Mapping[str, str], name: str, otherwise: float) -> float
         return otherwise
 
 
-def how_to_go_on(environment: Mapping[str, str] = os.environ) -> str:
-    """The command that goes on with a stopped run."""
+def how_to_go_on(output: Path, environment: Mapping[str, str] = os.environ) -> str:
+    """The command that goes on with the stopped run in `output`."""
     job = environment.get("SLURM_JOB_ID")
-    return f"scontrol requeue {job}" if job else "the same command with the same OUTPUT_DIR"
+    return f"scontrol requeue {job}" if job else f"the same command with OUTPUT_DIR={output}"

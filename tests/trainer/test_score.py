@@ -90,13 +90,13 @@ def test_a_line_that_is_no_object_is_kept_as_text(tmp_path: Path, given: str | b
     ("given", "said"),
     [
         (line(data_source="chian"), "did you mean 'chain'?"),
-        (line(data_source=None), "data_source must be text; got None"),
+        (line(data_source=None), "data_source is missing"),
         (line(3), "response must be text; got 3"),
         (line(ground_truth=None), "ground_truth is missing"),
         (line(ground_truth="2"), "the ground truth of a chain must be"),
         (line(extra_info=[1]), "extra_info must be an object"),
-        ({"response": RIGHT}, "data_source must be text"),
-        ({}, "data_source must be text"),
+        ({"response": RIGHT}, "data_source is missing"),
+        ({}, "data_source is missing"),
     ],
 )
 def test_an_object_that_cannot_be_verified_keeps_its_fields(tmp_path: Path, given: dict[str, Any], said: str) -> None:
@@ -208,3 +208,9 @@ def test_it_needs_no_ray_and_no_torch(tmp_path: Path) -> None:
         "sys.exit(bool({'ray', 'torch', 'vllm'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_records_of_a_run_can_be_given_as_they_are(tmp_path: Path) -> None:
+    record = {"data_source": "chain", "output": RIGHT, "gts": PROMPT.ground_truth, "score": 0.0, "status": "wrong"}
+    [found] = scored(tmp_path, record)
+    assert (found["reward"], found["status"], found["output"]) == (1.0, "right", RIGHT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -127,5 +128,6 @@ def test_signals_are_taken_back_from_who_took_them() -> None:
 
 
 def test_the_way_to_go_on_is_told() -> None:
-    assert how_to_go_on({"SLURM_JOB_ID": "77"}) == "scontrol requeue 77"
-    assert "same OUTPUT_DIR" in how_to_go_on({})
+    output = Path("outputs/run")
+    assert how_to_go_on(output, {"SLURM_JOB_ID": "77"}) == "scontrol requeue 77"
+    assert how_to_go_on(output, {}) == "the same command with OUTPUT_DIR=outputs/run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def resolve(config_name: str, overrides: Sequence[str], environment: Mapping[str
     from_flags = flags.settings_from(environment)
     asked = [*(flags.as_override(key, value) for key, value in from_flags.values()), *overrides]
     tree, faults = composed(config_name, asked)
+    make_absolute(tree)
     schema = TypeAdapter(Config)
     try:
         config = schema.validate_python(tree)
@@ -79,6 +81,28 @@ def resolve(config_name: str, overrides: Sequence[str], environment: Mapping[str
         raise BadInputError([*faults, *missing_paths(tree)])
     won = (*(f"{key}={value} ({name})" for name, (key, value) in from_flags.items()), *overrides)
     return Resolved(config, schema.dump_python(config, mode="json"), won)
+
+
+PATHS = (
+    "data.train_files",
+    "data.val_files",
+    MODEL_KEY,
+    "actor_rollout_ref.ref.model.path",
+    "custom_reward_function.path",
+)
+"""Keys of what a run reads."""
+
+
+def make_absolute(tree: dict[str, Any]) -> None:
+    """Makes paths absolute, in place, where something is there: the run is looked at and resumed from elsewhere too."""
+    for key in PATHS:
+        *parents, name = key.split(".")
+        branch: Any = tree
+        for parent in parents:
+            branch = branch.get(parent) if isinstance(branch, dict) else None
+        value = branch.get(name) if isinstance(branch, dict) else None
+        if isinstance(value, str) and os.path.exists(value):
+            branch[name] = os.path.abspath(value)
 
 
 def composed(config_name: str, asked: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
