@@ -28,8 +28,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 GIB = float(1 << 30)
-RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20)}
-"""For glibc, as every worker of a run has it: blocks of 2 MiB and more are given back as soon as they are free."""
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""For glibc, as every worker of a run has it: blocks of 1 MiB and more are given back as soon as they are free."""
 SHAPES: dict[str, dict[str, int | bool]] = {
     "100M": {
         "hidden_size": 640,

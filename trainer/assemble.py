@@ -87,9 +87,9 @@ def worker_environment(device: str, offline: bool) -> dict[str, str]:
             "OMP_NUM_THREADS": "1",
             "TORCH_COMPILE_DISABLE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # Blocks of 2 MiB and more go back to the system once they are free: memory follows what is in use, as
+            # Blocks of 1 MiB and more go back to the system once they are free: memory follows what is in use, as
             # `trainer.plan` counts it. By default glibc may keep a third more.
-            "MALLOC_MMAP_THRESHOLD_": str(2 << 20),
+            "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
         }
     return common
 
