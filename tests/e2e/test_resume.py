@@ -317,7 +317,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_leaves_no_process(
     assert number.name in said
     [kept] = (output / "checkpoints").iterdir()
     assert len((output / "metrics.jsonl").read_text().splitlines()) == int(kept.name.removeprefix("step_"))
-    assert ("scontrol requeue 7" if slurm else "the same OUTPUT_DIR") in said.replace("\n", " ")
+    assert ("scontrol requeue 7" if slurm else "the same command with OUTPUT_DIR=") in said.replace("\n", " ")
     assert gone(output, 180), processes(output)
 
 
