@@ -180,8 +180,12 @@ class Verification:
             share = -(-len(self.queue) // (len(idle) - position))
             jobs = self.next_jobs(min(share, MOST_TOGETHER))
             if jobs:
-                reference = slot.worker.verify.remote([job.case for job in jobs])
-                slot.call = Call(jobs, reference, HAND_BACK_S + self.deadline_s + SLACK_S)
+                self.ask(slot, jobs)
+
+    def ask(self, slot: Slot, jobs: list[Job]) -> None:
+        """Asks a process for verdicts."""
+        reference = slot.worker.verify.remote([job.case for job in jobs])
+        slot.call = Call(jobs, reference, HAND_BACK_S + self.deadline_s + SLACK_S)
 
     def next_jobs(self, most: int) -> list[Job]:
         """What a process is asked next: one job that must be alone, or several of the others."""
@@ -207,13 +211,16 @@ class Verification:
             self.again(call, "error", f"the verifier's process failed: {str(error).splitlines()[0]:.300}", str(error))
             return
         self.failed_starts = 0
-        if len(verdicts) > len(call.jobs) or (call.jobs and not verdicts):
+        if len(verdicts) > len(call.jobs) or (len(call.jobs) == 1 and not verdicts):
             self.again(call, "invalid", f"{len(verdicts)} verdicts came for {len(call.jobs)} responses")
             return
         for job, verdict in zip(call.jobs, verdicts, strict=False):
             self.settle(call, job, verdict)
-        if not call.dropped:
-            self.queue.extendleft(reversed(call.jobs[len(verdicts) :]))
+        if not call.dropped and len(verdicts) < len(call.jobs):
+            # The first that is left is at work there; the others need not wait for it.
+            present, *others = call.jobs[len(verdicts) :]
+            self.queue.extendleft(reversed(others))
+            self.ask(slot, [present])
 
     def overdue(self, slot: Slot) -> None:
         """Replaces a process that gives no answer."""

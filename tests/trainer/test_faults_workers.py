@@ -201,8 +201,7 @@ def test_a_bomb_in_a_batch_costs_no_other_response_its_verdict(ray: None) -> Non
     figures = verification.report()
     assert figures["perf/verify_respawns"] == figures["perf/verify_retries"] == 0
     assert figures["perf/verify_latency_max"] < 30
-    # Had the others waited for the bomb, all would have waited as long as it.
-    assert figures["perf/verify_latency_mean"] < 0.9 * figures["perf/verify_latency_max"]
+    assert figures["perf/verify_latency_mean"] < figures["perf/verify_latency_max"] / 2
 
 
 def test_verifying_leaves_nothing_open(ray: None) -> None:

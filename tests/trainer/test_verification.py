@@ -108,7 +108,8 @@ def test_a_response_that_breaks_its_verifier_is_unknown_and_the_others_are_not(
     assert said in found[1].feedback
     figures = verification.report()
     assert figures[f"reward/unknown_{cause}"] == 1
-    assert figures["perf/verify_retries"] >= 1
+    # Over one that hangs nothing is asked again: the others were handed back before.
+    assert (figures["perf/verify_retries"] >= 1) == (word != "hang")
     assert (figures["perf/verify_respawns"] >= 1) == (cause != "error")
     assert caplog.text.count("has no verdict and is left out") == 1
     assert outcomes(verification, RIGHT) == [Outcome.of(True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from mopd.rewards.settings import RewardSettings, configure
 from mopd.types import Outcome
 
 HAND_BACK_S = 0.5
-"""A worker that has verified for so long hands back what it has; the other cases may go to idle workers."""
+"""A worker of several cases hands back what it has after so long; the others need not wait for the present one."""
 
 
 class Case(NamedTuple):
@@ -43,6 +44,8 @@ class VerifierWorker:
     def __init__(self, *, settings: RewardSettings, custom: CustomSettings | None) -> None:
         configure(settings)
         self.custom = None if custom is None else CustomReward(custom)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="verify")
+        self.present: tuple[Case, Future[Verdict]] | None = None
 
     def ready(self) -> list[Verdict]:
         """Answers as soon as the process can work. To load the user's function takes no verdict's time."""
@@ -52,14 +55,25 @@ class VerifierWorker:
         return []
 
     def verify(self, cases: Sequence[Case]) -> list[Verdict]:
-        """The verdicts of the first cases, in order: of all that took `HAND_BACK_S`, and of one at least."""
-        verdicts = []
-        begun = time.monotonic()
+        """The verdicts of the first cases, in order: of one alone however long it takes, of several after `HAND_BACK_S`.
+
+        The first case without a verdict is at work then: who asks for it alone gets the verdict once it is there.
+        """
+        verdicts: list[Verdict] = []
+        ends = None if len(cases) == 1 else time.monotonic() + HAND_BACK_S
         for case in cases:
-            verdicts.append(self.verdict(case))
-            if time.monotonic() - begun > HAND_BACK_S:
+            try:
+                verdicts.append(self.begun(case).result(None if ends is None else max(0.0, ends - time.monotonic())))
+            except TimeoutError:
                 break
+            self.present = None
         return verdicts
+
+    def begun(self, case: Case) -> Future[Verdict]:
+        """The verdict to come of a case; one that is at work is not begun again."""
+        if self.present is None or self.present[0] != case:
+            self.present = case, self.thread.submit(self.verdict, case)
+        return self.present[1]
 
     def verdict(self, case: Case) -> Verdict:
         """The verdict of one case."""
