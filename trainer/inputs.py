@@ -27,8 +27,7 @@ from trainer.assemble import Placement, Renderers, custom_reward
 from trainer.config.compose import PROJECT, contradictions, distils
 from trainer.config.schema import Config
 from trainer.errors import BadInputError
-from trainer.prompts import PromptSet, Renderer, load
-from trainer.rows import read_tasks
+from trainer.prompts import PromptSet, Renderer, load, read_tasks
 from trainer.tracking import missing_trackers
 
 MODEL_KEY = "actor_rollout_ref.model.path"

@@ -16,6 +16,8 @@ from mopd.summaries import with_summary_instruction
 from mopd.types import IntArray, Message, Prompt
 from trainer.errors import BadInputError
 
+SHOWN_ROWS = 5
+"""Faulty rows of a file that are told one by one."""
 COLUMNS = ("prompt", "data_source", "reward_model")
 
 
@@ -100,14 +102,9 @@ def load(
         BadInputError: no such file, a missing column, a row without prompt or ground truth, or prompts
             over the limit that may not be dropped.
     """
-    rows = read_rows(path, key)
-    prompts = [to_prompt(number, row, check_truth=check_truth) for number, row in enumerate(rows)]
-    faulty = [str(prompt) for prompt in prompts if isinstance(prompt, BadRowError)]
-    if faulty:
-        shown = [f"{key}={path}: {fault}" for fault in faulty[:5]]
-        more = [f"{key}={path}: and {len(faulty) - 5} more such rows"] if len(faulty) > 5 else []
-        raise BadInputError(shown + more)
-    good = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    good, faults = read_tasks(path, key, check_truth=check_truth)
+    if faults:
+        raise BadInputError(faults)
     asked = [with_summary_instruction(prompt.messages, instruction) for prompt in good]
     ids = rendered(asked, renderer, f"{key}={path}")
     fits = [len(prompt_ids) <= max_prompt_length for prompt_ids in ids]
@@ -156,6 +153,21 @@ def rendered(asked: Sequence[Sequence[Message]], renderer: Renderer, name: str) 
 
 class BadRowError(ValueError):
     """A row that is no task."""
+
+
+def read_tasks(path: str, key: str, *, check_truth: bool = True) -> tuple[list[Prompt], list[str]]:
+    """The rows of a parquet file that are tasks, and sentences for the file or for the rows that are none.
+
+    `key` is the configuration key that named the file, for messages; `check_truth` is that of `load`.
+    """
+    try:
+        rows = read_rows(path, key)
+    except BadInputError as error:
+        return [], error.problems
+    found = [to_prompt(number, row, check_truth=check_truth) for number, row in enumerate(rows)]
+    faulty = [f"{key}={path}: {fault}" for fault in found if isinstance(fault, BadRowError)]
+    more = [f"{key}={path}: and {len(faulty) - SHOWN_ROWS} more such rows"] if len(faulty) > SHOWN_ROWS else []
+    return [prompt for prompt in found if isinstance(prompt, Prompt)], [*faulty[:SHOWN_ROWS], *more]
 
 
 def read_rows(path: str, key: str) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ class VerifierWorker:
         return []
 
     def verify(self, cases: Sequence[Case]) -> list[Verdict]:
-        """The verdicts of the first cases, in order: of one alone however long it takes, of several after `HAND_BACK_S`.
+        """The verdicts of the first cases, in order: of one alone whenever it comes, of several after `HAND_BACK_S`.
 
         The first case without a verdict is at work then: who asks for it alone gets the verdict once it is there.
         """
