@@ -13,7 +13,6 @@ import pytest
 from mopd.types import Prompt
 from trainer.errors import BadInputError
 from trainer.prompts import COLUMNS, BadRowError, Renderer, batch_at, load, read_rows, to_prompt
-from trainer.rows import read_tasks
 
 
 class Words:
