@@ -12,7 +12,7 @@ import pytest
 
 from mopd.types import Prompt
 from trainer.errors import BadInputError
-from trainer.prompts import COLUMNS, BadRowError, Renderer, batch_at, load, read_rows, to_prompt
+from trainer.prompts import COLUMNS, BadRowError, Renderer, batch_at, load, read_rows, read_tasks, to_prompt
 
 
 class Words:
