@@ -265,7 +265,7 @@ def predicted_parts(case: Case, folder: Path) -> dict[str, float]:
         on_gpu=False,
         recompute=case.checkpointing,
         eager=False,
-        micro_batch=MicroBatch(case.rows, case.prompt, case.teacher_prompt, case.response),
+        micro_batch=MicroBatch(case.rows, case.prompt, case.response),
     )
     return memory_of(plan)
 

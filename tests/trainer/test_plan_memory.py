@@ -50,7 +50,7 @@ def plan_of(model: Architecture, **changes: Any) -> ActorPlan:
         on_gpu=True,
         recompute=True,
         eager=False,
-        micro_batch=MicroBatch(2, 1000, 3000, 4096),
+        micro_batch=MicroBatch(2, 1000, 4096),
     )
     return replace(usual, **changes)
 
@@ -86,7 +86,7 @@ def test_logits_are_whole_fp32_tensors_of_the_responses(qwen3_4b: Architecture) 
 
 
 def test_publishing_counts_where_hardly_anything_is_learnt(qwen3_4b: Architecture) -> None:
-    tiny = plan_of(qwen3_4b, ranks=64, micro_batch=MicroBatch(1, 1, 1, 1))
+    tiny = plan_of(qwen3_4b, ranks=64, micro_batch=MicroBatch(1, 1, 1))
     assert memory_of(tiny)["gradients"] == 0.0
     assert memory_of(plan_of(qwen3_4b))["gradients"] == 4 * qwen3_4b.parameters / 8
 
@@ -105,8 +105,8 @@ def test_what_saves_memory_lowers_the_prediction(qwen3_4b: Architecture) -> None
     assert total(memory_of(replace(kept, eager=True))) > total(memory_of(kept))
     assert total(memory_of(plan_of(qwen3_4b, whole_vocabulary=True))) > usual
     assert total(memory_of(plan_of(qwen3_4b, ranks=16))) < usual
-    assert total(memory_of(plan_of(qwen3_4b, micro_batch=MicroBatch(1, 1000, 3000, 4096)))) < usual
-    assert total(memory_of(plan_of(qwen3_4b, micro_batch=MicroBatch(2, 1000, 3000, 2048)))) < usual
+    assert total(memory_of(plan_of(qwen3_4b, micro_batch=MicroBatch(1, 1000, 4096)))) < usual
+    assert total(memory_of(plan_of(qwen3_4b, micro_batch=MicroBatch(2, 1000, 2048)))) < usual
 
 
 def benchmark() -> ModuleType:

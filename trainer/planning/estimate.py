@@ -176,8 +176,8 @@ def worst_micro_batches(config: Config, prompt: Spread, placement: Placement) ->
     teacher = actor.self_distillation.max_reprompt_len if method.distils else prompt.most
     longest = max(unit, min(budget // (max(teacher, prompt.most) + response), share) // unit * unit)
     return [
-        MicroBatch(rows, prompt.least, prompt.least, response),
-        MicroBatch(longest, prompt.most, max(teacher, prompt.most), response),
+        MicroBatch(rows, prompt.least, response),
+        MicroBatch(longest, prompt.most, response),
     ]
 
 

@@ -29,18 +29,12 @@ class MicroBatch:
     rows: int
     prompt: int
     """Tokens of the student's prompt."""
-    teacher_prompt: int
     response: int
 
     @property
     def student_tokens(self) -> int:
         """Tokens of the student's forward pass."""
         return self.rows * (self.prompt + self.response)
-
-    @property
-    def teacher_tokens(self) -> int:
-        """Tokens of the teacher's forward pass."""
-        return self.rows * (self.teacher_prompt + self.response)
 
     @property
     def response_tokens(self) -> int:
