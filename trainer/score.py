@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +32,7 @@ from trainer.workers.verifier import Case, Verdict, verdict_of
 LINES_AHEAD = 64
 """Lines per worker that are read before the first of them is verified."""
 PROGRESS_S = 0.5
+CLOSE_AGAIN_S = 0.1
 
 
 def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -170,12 +171,16 @@ def scored(lines: Iterable[bytes], scorer: Scorer, workers: int) -> Iterator[tup
         for line in lines:
             waiting.append(executor.submit(scorer, line))
             if len(waiting) > workers * LINES_AHEAD:
-                yield waiting.popleft().result()
+                yield waiting[0].result()
+                waiting.popleft()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting[0].result()
+            waiting.popleft()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         scorer.close()
+        while wait(waiting, CLOSE_AGAIN_S).not_done:  # a thread may have been about to start a process
+            scorer.close()
 
 
 @contextmanager

@@ -182,10 +182,10 @@ class Verification:
             if jobs:
                 self.ask(slot, jobs)
 
-    def ask(self, slot: Slot, jobs: list[Job]) -> None:
-        """Asks a process for verdicts."""
+    def ask(self, slot: Slot, jobs: list[Job], *, dropped: bool = False) -> None:
+        """Asks a process for verdicts; of `dropped` ones only whether it is done with them."""
         reference = slot.worker.verify.remote([job.case for job in jobs])
-        slot.call = Call(jobs, reference, HAND_BACK_S + self.deadline_s + SLACK_S)
+        slot.call = Call(jobs, reference, HAND_BACK_S + self.deadline_s + SLACK_S, dropped=dropped)
 
     def next_jobs(self, most: int) -> list[Job]:
         """What a process is asked next: one job that must be alone, or several of the others."""
@@ -216,11 +216,11 @@ class Verification:
             return
         for job, verdict in zip(call.jobs, verdicts, strict=False):
             self.settle(call, job, verdict)
-        if not call.dropped and len(verdicts) < len(call.jobs):
+        if len(verdicts) < len(call.jobs):
             # The first that is left is at work there; the others need not wait for it.
             present, *others = call.jobs[len(verdicts) :]
-            self.queue.extendleft(reversed(others))
-            self.ask(slot, [present])
+            self.queue.extendleft(() if call.dropped else reversed(others))
+            self.ask(slot, [present], dropped=call.dropped)
 
     def overdue(self, slot: Slot) -> None:
         """Replaces a process that gives no answer."""

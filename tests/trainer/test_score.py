@@ -8,16 +8,21 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mopd.rewards import verify
+from mopd.types import Outcome
 from tests.mopd.groups import PROMPT
 from trainer.errors import BAD_INPUT, DONE, FAILURE
-from trainer.score import main
+from trainer.score import Scorer, main
+from trainer.score import scored as scored_lines
+from trainer.workers.verifier import Verdict
 
 RIGHT, WRONG = "7 + 5 = 2", "7 + 5 = 3"
 ADDED = ["reward", "success", "status", "feedback"]
@@ -199,6 +204,33 @@ def test_a_command_that_is_stopped_leaves_nothing_behind(tmp_path: Path, number:
     assert process.wait(30) == 128 + number
     assert not out.exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_process_that_starts_while_all_are_ended_is_ended_too() -> None:
+    class Late(Scorer):
+        """Has a process only after it was closed once."""
+
+        closed = 0
+        ended = threading.Event()
+
+        def __call__(self, line: bytes) -> tuple[dict[str, Any], Verdict]:
+            assert self.ended.wait(60)
+            return {}, Verdict(Outcome.of(True))
+
+        def close(self) -> None:
+            self.closed += 1
+            if self.closed > 1:
+                self.ended.set()
+
+    scorer = Late(None)
+
+    def lines() -> Iterator[bytes]:
+        yield b""
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(scored_lines(lines(), scorer, 1))
+    assert scorer.ended.is_set()
 
 
 def test_it_needs_no_ray_and_no_torch(tmp_path: Path) -> None:

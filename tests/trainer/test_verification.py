@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +30,7 @@ from trainer.assemble import worker_environment
 from trainer.services import Asked, StandingSampling
 from trainer.verification import MAX_ATTEMPTS, MAX_FAILED_STARTS, MOST_TOGETHER, Verification
 from trainer.workers.sampler_types import SamplingSettings
-from trainer.workers.verifier import VerifierWorker
+from trainer.workers.verifier import HAND_BACK_S, VerifierWorker
 
 DEADLINE_S = 1.0
 names = map(str, itertools.count())
@@ -153,12 +154,16 @@ def test_a_hung_response_is_masked_and_its_group_trains(verification: Verificati
     assert [bool(stream.advantages.any()) for stream in streams] == [True, False, True, True]
 
 
-def test_verdicts_of_a_draw_that_is_given_up_are_thrown_away(verification: Verification) -> None:
+@pytest.mark.parametrize("handed_back", [False, True])
+def test_verdicts_of_a_draw_that_is_given_up_are_thrown_away(verification: Verification, handed_back: bool) -> None:
     first = group([RIGHT, "hang", WRONG])
     for rollout in first.rollouts:
         verification.submit(first.prompt, rollout)
     verification.pump()
     verification.begin()
+    if handed_back:  # a process that is at work on what nobody waits for is not asked anything else
+        time.sleep(1.4 * HAND_BACK_S)
+        verification.pump()
     again = replace(first, rollouts=tuple(replace(rollout, text=WRONG) for rollout in first.rollouts))
     [verified] = verification.verify([again])
     assert [outcome.status for outcome in verified.outcomes] == ["wrong"] * 3
