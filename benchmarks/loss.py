@@ -11,7 +11,8 @@ float64; there the reference is the dense specification, all in float32 but its 
     transient_ratio                             likewise for memory
     transient_growth                            fused, memory with twice the tokens / with a quarter of them
     gradient_error, reference_gradient_error    |difference| / |gradient|
-    reference_gemm_share                        the four products' part of the reference's time
+    precise_gradient_error, precise_time_ratio  with logits in float32, which a CPU pays for: of one pair
+    reference_gemm_share                        the four products' part of the reference's time: a fair one has half
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mopd.divergence import closed, generalized_jsd  # noqa: E402
-from mopd.fused import linear_distillation_loss  # noqa: E402
+from mopd.fused import GradMode, linear_distillation_loss  # noqa: E402
 from mopd.losses import distillation_loss  # noqa: E402
 
 SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2 << 20)}
@@ -100,17 +101,22 @@ def reference(inputs: Inputs) -> Tensor:
     return generalized_jsd(closed(student_K, ids), closed(teacher_K, ids), 0.5).mean()
 
 
-def fused(inputs: Inputs, grad_mode: str = "exact") -> Tensor:
+def fused(inputs: Inputs, grad_mode: GradMode = "exact", precise: bool = False) -> Tensor:
     """The same, without them."""
     return linear_distillation_loss(
         inputs.student_hidden, inputs.student_weight, inputs.teacher_hidden, inputs.teacher_weight, inputs.tokens,
-        topk=TOPK, grad_mode=grad_mode,
+        topk=TOPK, grad_mode=grad_mode, precise=precise,
     )  # fmt: skip
 
 
 def sparse(inputs: Inputs) -> Tensor:
     """The same, with the gradient of the support alone."""
     return fused(inputs, "sparse")
+
+
+def precise(inputs: Inputs) -> Tensor:
+    """The same, with logits in float32."""
+    return fused(inputs, precise=True)
 
 
 def run(loss: Loss, inputs: Inputs) -> tuple[float, int, Tensor]:
@@ -165,7 +171,7 @@ def measure(tokens: int, vocabulary: int, hidden: int, pairs: int, dtype: torch.
     """All figures; the module says what they mean."""
     longest = make_inputs(2 * tokens, vocabulary, hidden, dtype)
     inputs = longest.at(tokens)
-    for warm in (reference, fused, sparse):
+    for warm in (reference, fused, sparse, precise):
         run(warm, inputs.at(min(tokens, 64)))
     ratios: dict[str, list[float]] = {"time": [], "sparse": [], "memory": [], "products": []}
     for _ in range(pairs):
@@ -175,12 +181,13 @@ def measure(tokens: int, vocabulary: int, hidden: int, pairs: int, dtype: torch.
         ratios["memory"].append(fused_transient / transient)
         ratios["sparse"].append(run(sparse, inputs)[0] / seconds)
         ratios["products"].append(4 * product_seconds(inputs) / seconds)
+    precise_seconds, _, precise_gradient = run(precise, inputs)
     quarter, double = (run(fused, longest.at(size))[1] for size in (tokens // 4, 2 * tokens))
     rows = min(ROWS, tokens)
     true, dense = (dense_gradient(inputs, rows, each) for each in (torch.float64, dtype))
-    error, reference_error = (
-        float((each - true).norm() / true.norm()) for each in (gradient[:rows].double(), dense)
-    )  # fmt: skip
+    error, precise_error, reference_error = (
+        float((each[:rows].double() - true).norm() / true.norm()) for each in (gradient, precise_gradient, dense)
+    )
     return {
         "time_ratio": statistics.median(ratios["time"]),
         "sparse_time_ratio": statistics.median(ratios["sparse"]),
@@ -188,6 +195,8 @@ def measure(tokens: int, vocabulary: int, hidden: int, pairs: int, dtype: torch.
         "transient_growth": double / quarter,
         "gradient_error": error,
         "reference_gradient_error": reference_error,
+        "precise_gradient_error": precise_error,
+        "precise_time_ratio": precise_seconds / seconds,
         "reference_gemm_share": statistics.median(ratios["products"]),
     }
 
@@ -198,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=2048, help="at least 4")
     parser.add_argument("--vocab", type=int, default=151_936, help=f"more than {TOPK}")
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--json", action="store_true", help="the last line is a JSON object of all figures")
     asked = parser.parse_args(argv)

@@ -64,8 +64,10 @@ class Case:
     method: str
     """As `--config-name`."""
     checkpointing: bool
+    fused: bool
+    """Packed rows and the vocabulary by parts, as is the default; else padded rows and all logits at once."""
     rows: int
-    """Sequences of a micro-batch, all of one length."""
+    """Sequences of a micro-batch, all of one length; all to one prompt, with a teacher prompt each."""
     prompt: int
     teacher_prompt: int
     response: int
@@ -74,7 +76,8 @@ class Case:
     @property
     def name(self) -> str:
         """As the command line names it."""
-        return f"{self.model}-{self.method}-{'recompute' if self.checkpointing else 'keep'}"
+        name = f"{self.model}-{self.method}-{'recompute' if self.checkpointing else 'keep'}"
+        return name if self.fused else f"{name}-dense"
 
     @property
     def overrides(self) -> list[str]:
@@ -85,6 +88,8 @@ class Case:
             f"actor_rollout_ref.actor.self_distillation.max_reprompt_len={self.teacher_prompt}",
             f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={self.rows * (self.longest + self.response)}",
             f"actor_rollout_ref.model.enable_gradient_checkpointing={str(self.checkpointing).lower()}",
+            f"actor_rollout_ref.model.attn_implementation={'packed' if self.fused else 'sdpa'}",
+            f"actor_rollout_ref.model.use_fused_kernels={str(self.fused).lower()}",
             "trainer.device=cpu",
         ]
 
@@ -95,9 +100,14 @@ class Case:
 
 
 CASES = tuple(
-    Case(model, method, checkpointing, rows, 128, 384, 256)
-    for model, rows in (("100M", 2), ("300M", 1))
-    for method, checkpointing in (("mopd", True), ("mopd", False), ("grpo", True))
+    Case(model, method, checkpointing, fused, rows, 128, 384, 256)
+    for model, rows in (("100M", 4), ("300M", 2))
+    for method, checkpointing, fused in (
+        ("mopd", True, True),
+        ("mopd", False, True),
+        ("grpo", True, True),
+        ("mopd", True, False),
+    )
 )
 
 
@@ -155,9 +165,13 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
     mark = status_bytes("VmRSS")
     worker.join(host, port)
     found = {"load": peak_since(mark)}
-    for step, rows in enumerate(((8, 8, 8, 1), (case.prompt, case.teacher_prompt, case.response, case.rows)), start=1):
-        # The first, small one makes the optimiser's states; the second accumulates over two micro-batches.
-        batches = [tuple(samples(*rows, vocabulary=worker.vocabulary))] * 2
+
+    def drawn(*rows: int) -> tuple[object, ...]:
+        return tuple(samples(*rows, vocabulary=worker.views.vocabulary))
+
+    small, large = drawn(8, 8, 8, 1), drawn(case.prompt, case.teacher_prompt, case.response, case.rows)
+    # The first step makes the optimiser's states; in the second one a large micro-batch meets a small one's gradients.
+    for step, batches in enumerate(([small], [small, large]), start=1):
         begun = time.process_time()
         worker.update([mini_batch(batches)], step, frozenset())
         found |= {"update": peak_since(mark), "cpu_s": round(time.process_time() - begun)}
@@ -165,7 +179,7 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
 
 
 def samples(prompt: int, teacher_prompt: int, response: int, rows: int, *, vocabulary: int) -> Iterator[object]:
-    """Rollouts of random tokens, all of which count."""
+    """Rollouts of random tokens, all of which count, to one prompt."""
     import numpy as np
 
     from mopd.types import TokenStreams
@@ -173,16 +187,17 @@ def samples(prompt: int, teacher_prompt: int, response: int, rows: int, *, vocab
 
     drawn = np.random.default_rng(0)
     ones = np.ones(response, dtype=np.float32)
+    asked = drawn.integers(vocabulary, size=prompt, dtype=np.int32)
     for index in range(rows):
-        ids = [drawn.integers(vocabulary, size=size, dtype=np.int32) for size in (prompt, response, teacher_prompt)]
+        answer, told = (drawn.integers(vocabulary, size=size, dtype=np.int32) for size in (response, teacher_prompt))
         yield Sample(
             index=index,
             group=0,
             reward=float(index % 2),
-            prompt_ids=ids[0],
-            response_ids=ids[1],
+            prompt_ids=asked,
+            response_ids=answer,
             sampler_logprobs=-10 * ones,
-            teacher_prompt_ids=ids[2],
+            teacher_prompt_ids=told,
             streams=TokenStreams(ones, ones, ones),
         )
 
@@ -251,21 +266,25 @@ def predicted_parts(case: Case, folder: Path) -> dict[str, float]:
     from trainer.config.compose import resolve
     from trainer.planning.architecture import architecture_of
     from trainer.planning.memory import ActorPlan, MicroBatch, memory_of
-    from trainer.settings import method_settings
+    from trainer.settings import loss_settings
 
-    method = method_settings(resolve(case.method, case.overrides, {}).config)
+    loss = loss_settings(resolve(case.method, case.overrides, {}).config)
     model = architecture_of(str(folder))
     plan = ActorPlan(
         student=model,
-        beside=model if method.distils else None,
-        method=method,
-        whole_vocabulary=False,
+        beside=model if loss.method.distils else None,
+        method=loss.method,
+        topk=loss.divergence.topk,
+        union=loss.divergence.support == "union",
+        mixes=False,
         distant=False,
         ranks=1,
         on_gpu=False,
         recompute=case.checkpointing,
+        packed=case.fused,
+        fused=loss.head == "fused",
         eager=False,
-        micro_batch=MicroBatch(case.rows, case.prompt, case.response),
+        micro_batch=MicroBatch(case.rows, 1, case.prompt, case.response),
     )
     return memory_of(plan)
 

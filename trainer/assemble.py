@@ -10,12 +10,15 @@ from typing import Any
 from mopd.rewards.custom import CustomSettings
 from mopd.rewards.settings import RewardSettings
 from trainer import cluster
+from trainer.attention import PACKED
 from trainer.config.compose import context_settings
 from trainer.config.schema import Config
 from trainer.contexts import ContextBuilder, PeerRule
 from trainer.health import health_of
+from trainer.objectives import LossSettings
 from trainer.packing import Packing
 from trainer.parts import Parts, Sizes
+from trainer.planning.architecture import Architecture, architecture_of
 from trainer.prompts import PromptSet, Renderer
 from trainer.saving import Saver
 from trainer.schedule import Schedule
@@ -26,8 +29,11 @@ from trainer.settings import (
     loss_settings,
     method_settings,
     optim_settings,
+    teacher_forwards,
     teacher_settings,
 )
+from trainer.startup import ray_settings
+from trainer.startup import worker_environment as worker_environment
 from trainer.stopping import Stopper
 from trainer.tracking import Journal
 from trainer.validate import Validator
@@ -67,31 +73,6 @@ class Placement:
     def sync_tolerance(self) -> float:
         """Nats by which both sides' log-probs of the same tokens may differ: fp32 on the CPU, bf16 on GPUs."""
         return 1e-3 if self.device == "cpu" else 1.0
-
-
-def worker_environment(device: str, offline: bool) -> dict[str, str]:
-    """What every worker process inherits."""
-    common = {
-        # In one process the sampler's weights can be handed over without copies through pipes.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if offline:
-        common["HF_HUB_OFFLINE"] = "1"
-    if device == "cpu":
-        # One thread: results do not depend on the machine, and no barrier spins while another phase works.
-        common |= {
-            "OMP_NUM_THREADS": "1",
-            "TORCH_COMPILE_DISABLE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # Blocks of 1 MiB and more go back to the system once they are free: memory follows what is in use, as
-            # `trainer.plan` counts it. By default glibc may keep a third more.
-            "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
-        }
-    return common
 
 
 def place_sampler(placement: Placement, **arguments: Any) -> Any:
@@ -145,9 +126,7 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
     actor, data, deadline = config.actor_rollout_ref.actor, config.data, config.trainer.deadline_s
     loss = loss_settings(config)
     optim = optim_settings(config)
-    paths = [model.path, config.actor_rollout_ref.ref.model.path or model.path]
-    environment = worker_environment(placement.device, offline=all(map(os.path.isdir, paths)))
-    cluster.start(environment, num_cpus=max(os.cpu_count() or 1, placement.ranks + placement.teachers + 2))
+    cluster.start(*ray_settings(config, placement.device, placement.ranks, placement.teachers))
     spawn_sampler = partial(
         place_sampler,
         placement,
@@ -192,16 +171,13 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         ranks,
         epochs=actor.ppo_epochs,
         mini_batch_rollouts=min(actor.ppo_mini_batch_size, data.train_batch_size) * rollout.n,
-        packing=Packing(
-            budget=actor.ppo_max_token_len_per_gpu,
-            denominator=loss.denominator,
-            whole_groups=loss.method.pairs,
-            published=config.reference_compat,
-        ),
+        packing=packing_of(config, loss),
         lr_at=optim.rate,
         deadline_s=deadline,
         counts=loss.counts,
         teachers=teachers,
+        teacher_forwards=teacher_forwards(config),
+        **(architectures(config) if placement.device == "cuda" else {}),
     )
     sampler = Sampling(
         first_sampler,
@@ -216,6 +192,24 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         verification=verification,
     )
     return policy, sampler, verification
+
+
+def packing_of(config: Config, loss: LossSettings) -> Packing:
+    """How mini-batches are cut."""
+    return Packing(
+        budget=config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu,
+        denominator=loss.denominator,
+        whole_groups=loss.method.pairs,
+        published=config.reference_compat,
+        shared=config.actor_rollout_ref.model.attn_implementation == PACKED,
+    )
+
+
+def architectures(config: Config) -> dict[str, Architecture | None]:
+    """The shapes of student and teacher, by which the use of the devices is told."""
+    paths = config.actor_rollout_ref
+    other = paths.ref.model.path
+    return {"student": architecture_of(paths.model.path), "teacher": None if other is None else architecture_of(other)}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -21,6 +22,7 @@ if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import ray
+from ray._private.node import Node
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from mopd.rewards.custom import KEYS
@@ -31,6 +33,13 @@ SPEAK_EVERY_S = 60.0
 """A wait longer than this says what it waits for."""
 POLL_S = 0.05
 """How often other work is looked after during a wait."""
+FIRST_IMPORT = "trainer.workers.uncollected"
+"""What a worker process of a local Ray imports before anything of ours."""
+IDLE = ("start_monitor", "start_log_monitor", "start_api_server")
+"""What starts Ray's autoscaler, the reader of its log files and its web server."""
+
+running: tuple[Mapping[str, str], int] | None = None
+"""What this process's Ray was started with, or is being started; None where it has none."""
 
 
 class WorkerError(RuntimeError):
@@ -46,17 +55,27 @@ class DeadlineError(WorkerError):
 
 
 def start(environment: Mapping[str, str], num_cpus: int) -> None:
-    """Starts a local Ray, or joins the cluster named by RAY_ADDRESS.
+    """Starts a local Ray, or joins the cluster named by RAY_ADDRESS; one that was started so already is kept.
 
     `environment` is inherited by every worker.
     """
+    global running
+    if running == (environment, num_cpus) and ray.is_initialized():
+        return
+    if running is not None:
+        stop()
+    running = (dict(environment), num_cpus)
+    address = os.environ.get("RAY_ADDRESS")
     os.environ.update(environment)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ.setdefault("RAY_preload_python_modules", FIRST_IMPORT)
+        # By default workers give way to every other process of the machine (15); they are what the run is for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     local: dict[str, Any] = (
         {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
     )
-    with withheld(KEYS), unheard(sent_to_all(os.environ)):
+    with withheld(KEYS), unheard(sent_to_all(os.environ)), spared():
         ray.init(
             # Without a name Ray would also join a cluster that somebody else has started on this machine.
             address=address or "local",
@@ -67,6 +86,19 @@ def start(environment: Mapping[str, str], num_cpus: int) -> None:
             # A cluster that is there already does not inherit this process's environment.
             runtime_env={} if address is None else {"env_vars": dict(environment)},
         )
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """A Ray that is started meanwhile has no processes that serve nobody here; each takes half a second of CPU."""
+    kept = {name: getattr(Node, name) for name in IDLE}
+    for name in IDLE:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 @contextmanager
@@ -99,7 +131,9 @@ def unheard(numbers: Collection[signal.Signals]) -> Iterator[None]:
 
 def stop() -> None:
     """Ends every worker that `spawn` placed, and the local Ray."""
+    global running
     ray.shutdown()
+    running = None
 
 
 def version() -> str:
@@ -114,8 +148,20 @@ def this_address() -> str:
 
 def spawn(worker: type, *, num_cpus: float, num_gpus: float, **arguments: Any) -> Any:
     """Places one worker process of class `worker`; its methods are called as `handle.method.remote(...)`."""
-    remote = ray.remote(worker).options(num_cpus=num_cpus, num_gpus=num_gpus)
+    remote = ray.remote(settled(worker)).options(num_cpus=num_cpus, num_gpus=num_gpus)
     return remote.remote(**arguments)
+
+
+def settled(worker: type) -> type:
+    """The class `worker`, under its own name; once one of it is there, its process collects garbage."""
+
+    def __init__(self: Any, **arguments: Any) -> None:
+        worker.__init__(self, **arguments)  # type: ignore[misc]
+        gc.freeze()
+        gc.enable()
+
+    names = {"__init__": __init__, "__module__": worker.__module__, "__qualname__": worker.__qualname__}
+    return type(worker.__name__, (worker,), names)
 
 
 def gather(references: Sequence[Any], doing: str, deadline_s: float) -> list[Any]:

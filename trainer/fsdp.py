@@ -12,6 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from trainer.attention import PACKED, check_packable
 from trainer.forward import ResponseScorer
 
 
@@ -40,10 +41,38 @@ def whole_scorer(model_path: str, device: torch.device, attn_implementation: str
 
 
 def load_model(model_path: str, dtype: torch.dtype, attn_implementation: str) -> Any:
-    """The causal language model of a folder, on the CPU, without a cache of keys and values."""
+    """The causal language model of a folder, on the CPU, without a cache of keys and values.
+
+    Raises:
+        ValueError: its logits are not those of a plain output matrix, or its attention cannot be packed.
+    """
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation=attn_implementation)
     model.config.use_cache = False
+    check_head(model, model_path)
+    if attn_implementation == PACKED:
+        check_packable(model.config)
     return model
+
+
+def check_head(model: Any, model_path: str) -> None:
+    """Refuses a model whose logits are not hidden @ weight.T: the loss would be of other logits than the sampler's.
+
+    Raises:
+        ValueError: the output layer has a bias, or logits are scaled or capped.
+    """
+    bias = getattr(model.lm_head, "bias", None) is not None
+    scaled = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if scales(model, name)]
+    if bias or scaled:
+        what = "a bias in its output layer" if bias else f"{scaled[0]}={getattr(model.config, scaled[0])!r}"
+        raise ValueError(
+            f"the model in {model_path} has {what}, which training does not reproduce; take one of a family whose "
+            "logits are the plain product with the output matrix, such as Qwen, Llama or Mistral"
+        )
+
+
+def scales(model: Any, name: str) -> bool:
+    """Whether a configuration value changes the logits."""
+    return getattr(model.config, name, None) not in (None, 1, 1.0)
 
 
 def compute_dtype(device_type: str) -> torch.dtype:

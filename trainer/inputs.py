@@ -24,6 +24,7 @@ from mopd.rewards.custom import check
 from mopd.teacher import check_vocabulary
 from mopd.types import Prompt
 from trainer.assemble import Placement, Renderers, custom_reward
+from trainer.attention import PACKED, check_packable
 from trainer.config.compose import PROJECT, contradictions, distils
 from trainer.config.schema import Config
 from trainer.errors import BadInputError
@@ -216,6 +217,11 @@ def model_faults(config: Config, name: str, path: str, *, weights: bool = True) 
             f"{key}: the model reads {most} tokens, and the lengths asked come to {wanted}; lower "
             f"ROLLOUT_PROMPT_LENGTH, ROLLOUT_RESPONSE_LENGTH or self_distillation.max_reprompt_len"
         ]
+    try:
+        if config.actor_rollout_ref.model.attn_implementation == PACKED:
+            check_packable(AutoConfig.from_pretrained(path).get_text_config())
+    except ValueError as error:
+        return [f"{key}: {error}"]
     return []
 
 

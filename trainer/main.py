@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise BadInputError(faults)
             sys.stdout.write(as_yaml(resolved.tree))
             return DONE
-        return run(asked.config_name, resolved)
+        # Whoever calls this as a function has Ray started only after all checks.
+        return run(asked.config_name, resolved, ahead=argv is None)
     except BadInputError as error:
         errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return BAD_INPUT
@@ -76,18 +77,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILURE
 
 
-def run(config_name: str, resolved: Resolved) -> int:
-    """Trains; heavy libraries are imported only after the configuration holds."""
+def run(config_name: str, resolved: Resolved, *, ahead: bool) -> int:
+    """Trains; heavy libraries are imported only after the configuration holds.
+
+    With `ahead` Ray is started meanwhile, where no fault can be seen yet.
+    """
     with open_screen(
         sys.stdout or io.StringIO(), os.environ, steps="console" in resolved.config.trainer.logger
     ) as screen:
         screen.say(f"mopd: method {config_name}")
         for override in resolved.won:
             screen.say(f"  set {override}")
-        screen.stage("loading libraries")
-        from trainer.session import train_session
+        from trainer import cluster, startup
 
-        return train_session(config_name, resolved, screen)
+        ray = startup.surely_wanted(resolved.config, os.environ) if ahead else None
+        screen.stage("loading libraries" if ray is None else "loading libraries, starting Ray")
+        try:
+            return int(startup.loaded("trainer.session", ray).train_session(config_name, resolved, screen))
+        finally:
+            if cluster.running is not None:  # started ahead, and then a fault was found
+                cluster.stop()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a micro-batch contributes to the loss: the method's mathematics applied to the actor's logits."""
+"""What a micro-batch contributes to the loss: the method's mathematics applied to what its models say."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from mopd import importance, losses, preference
-from mopd.divergence import Support, Tail, captured_mass, is_distribution
+from mopd.fused_topk import LinearDivergence
 from mopd.methods import Method, Signal
 from mopd.policy_losses import POLICY_LOSSES
-from mopd.support import TeacherAnswer, divergence_on, mass_on
+from mopd.support import TeacherAnswer
 from trainer.packing import Sample, loss_mask
+from trainer.scores import HEADS, DivergenceSettings, HeadName, States
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,9 @@ class LossSettings:
     temperature: float
     aggregation: losses.Aggregation
     max_response_length: int
-    alpha: float
-    topk: int | None
-    tail: Tail
-    support: Support
+    divergence: DivergenceSettings
+    head: HeadName
+    """How hidden states become what the loss needs."""
     is_clip: float | None
     rollout_is: str | None
     """`token` or `sequence` weights between trainer and sampler; None for none."""
@@ -70,9 +70,8 @@ def pairs_among(samples: Sequence[Sample]) -> int:
 class Targets:
     """Inputs of the loss; each tensor [B, T] unless it says otherwise."""
 
-    tokens: Tensor
     mask: Tensor
-    """1 for tokens that count in the loss."""
+    """1 for tokens that count in the loss, M of them."""
     advantages: Tensor
     sampler_logprobs: Tensor
     old_logprobs: Tensor | None
@@ -99,40 +98,115 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Scored:
-    """A micro-batch with both models' scores."""
+    """What the models say of a micro-batch's tokens, each [B, T] and 0 where a token is masked."""
 
-    student_logits: Tensor
-    """[B, T, V], tempered, with gradient."""
-    teacher: Tensor | TeacherAnswer | None
-    """Logits [B, T, V], tempered: the teacher's on its view; for DPO the initial model's on the student's own prompt.
-    Of a teacher that is elsewhere, what it says of the entries that are compared."""
     logprobs: Tensor
-    """[B, T], the student's of the response, with gradient."""
+    """The student's, of the sampled tokens; with gradient unless the divergence is what is minimised."""
+    entropy: Tensor
     old_logprobs: Tensor
-    """[B, T]"""
     targets: Targets
+    teacher_logprobs: Tensor | None = None
+    """The teacher's, or the reference's, of the sampled tokens; where one token is all that is asked for."""
+    compared: Compared | None = None
+    """Where whole distributions are compared."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How far the student is from the teacher; each [B, T], 0 where a token is masked."""
+
+    divergence: Tensor
+    """With gradient."""
+    student_mass: Tensor
+    """Of what is compared, under the student."""
+    teacher_mass: Tensor
+    told: Tensor
+    """Bool, where the teacher has a distribution."""
+    gradient_bound: Tensor
+    """What `sparse` leaves out of the gradient in the logits."""
 
 
 def contribution(
-    student_logits: Tensor,
-    teacher: Tensor | TeacherAnswer | None,
+    student: States,
+    teacher: States | TeacherAnswer | None,
+    tokens: Tensor,
     targets: Targets,
     settings: LossSettings,
     denominator: float,
 ) -> Contribution:
-    """The loss of a micro-batch, divided by `denominator`."""
-    logprobs = losses.token_logprobs(student_logits, targets.tokens)
-    old = logprobs.detach() if targets.old_logprobs is None else targets.old_logprobs
-    scored = Scored(student_logits, teacher, logprobs, old, targets)
+    """The loss of a micro-batch, divided by `denominator`.
+
+    Args:
+        student: of the M tokens that count, in the order of `targets.mask`.
+        teacher: of the same tokens on its own view, or what it answers; for DPO the initial model on the student's.
+        tokens: [M]
+    """
+    scored = score(student, teacher, tokens, targets, settings)
     loss, measured = OBJECTIVES[settings.method.signal](scored, settings, denominator)
-    common = {"actor/ppo_kl": old - logprobs.detach(), "actor/entropy": entropy(student_logits.detach())}
-    return Contribution(loss, old, {**common, **measured})
+    common = {"actor/ppo_kl": scored.old_logprobs - scored.logprobs.detach(), "actor/entropy": scored.entropy}
+    return Contribution(loss, scored.old_logprobs, {**common, **measured})
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """The entropy of next-token distributions, logits [..., V] to [...], in nats."""
-    spread = torch.log_softmax(logits, dim=-1)
-    return -(spread.exp() * spread).sum(-1)
+def score(
+    student: States,
+    teacher: States | TeacherAnswer | None,
+    tokens: Tensor,
+    targets: Targets,
+    settings: LossSettings,
+) -> Scored:
+    """Takes both models' states through the vocabulary; arguments as of `contribution`."""
+    mask = targets.mask.bool()
+
+    def rows(values: Tensor) -> Tensor:
+        return losses.placed(values, mask)
+
+    if settings.method.signal == "divergence":
+        found = compare(student, teacher, tokens, settings)
+        assert found.entropy is not None
+        logprobs = rows(found.logprobs)
+        compared = Compared(
+            rows(found.values),
+            rows(found.student_mass),
+            rows(found.teacher_mass.where(found.told, 0.0)),
+            rows(found.told),
+            rows(found.gradient_bound),
+        )
+        old = logprobs if targets.old_logprobs is None else targets.old_logprobs
+        return Scored(logprobs, rows(found.entropy), old, targets, compared=compared)
+    read = HEADS[settings.head].logprobs(student, tokens, settings.temperature)
+    assert read.entropy is not None
+    logprobs, others = rows(read.logprobs), None
+    if teacher is not None:
+        others = rows(teacher_of_tokens(teacher, tokens, len(student.weight), settings))
+    old = logprobs.detach() if targets.old_logprobs is None else targets.old_logprobs
+    return Scored(logprobs, rows(read.entropy), old, targets, teacher_logprobs=others)
+
+
+def compare(
+    student: States, teacher: States | TeacherAnswer | None, tokens: Tensor, settings: LossSettings
+) -> LinearDivergence:
+    """The divergence at every token."""
+    head, temperature = HEADS[settings.head], settings.temperature
+    assert teacher is not None
+    if isinstance(teacher, TeacherAnswer):
+        return head.divergence_on(student, teacher, tokens, temperature, settings.divergence)
+    return head.divergence(student, teacher, tokens, temperature, settings.divergence)
+
+
+@torch.no_grad()
+def teacher_of_tokens(
+    teacher: States | TeacherAnswer, tokens: Tensor, vocabulary: int, settings: LossSettings
+) -> Tensor:
+    """The teacher's, or the reference's, log-probs [M] of the sampled tokens, over the student's vocabulary.
+
+    Rows of the teacher beyond it are cut; a token that it has no row for is impossible.
+    """
+    if isinstance(teacher, TeacherAnswer):
+        return teacher.logprobs[:, 0]
+    cut = States(teacher.hidden, teacher.weight[:vocabulary])
+    known = tokens < len(cut.weight)
+    found = HEADS[settings.head].logprobs(cut, tokens.where(known, 0), settings.temperature)
+    return found.logprobs.masked_fill(~known, -torch.inf)
 
 
 def correction(scored: Scored, settings: LossSettings) -> Tensor | None:
@@ -151,12 +225,11 @@ Part = tuple[Tensor, dict[str, Tensor]]
 
 def divergence_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
     """Divergence to the teacher's next-token distribution."""
-    targets = scored.targets
-    compare = compared_on if isinstance(scored.teacher, TeacherAnswer) else compared
-    divergence, masses, told = compare(scored, settings)
+    targets, compared = scored.targets, scored.compared
+    assert compared is not None
     loss = losses.divergence_loss(
-        divergence,
-        scored.logprobs.detach(),
+        compared.divergence,
+        scored.logprobs,
         targets.mask,
         old_logprobs=scored.old_logprobs,
         is_clip=settings.is_clip,
@@ -165,48 +238,21 @@ def divergence_part(scored: Scored, settings: LossSettings, denominator: float) 
         aggregation=settings.aggregation,
         denominator=denominator,
     )
-    return loss, {
-        "self_distillation/divergence": divergence.detach(),
-        "self_distillation/topk_mass_student": masses[0],
-        "self_distillation/topk_mass_teacher": masses[1].where(told, 0.0),
-        "self_distillation/teacher_invalid_fraction": (~told).float(),
+    measured = {
+        "self_distillation/divergence": compared.divergence.detach(),
+        "self_distillation/topk_mass_student": compared.student_mass,
+        "self_distillation/topk_mass_teacher": compared.teacher_mass,
+        "self_distillation/teacher_invalid_fraction": (~compared.told).float(),
     }
-
-
-Compared = tuple[Tensor, tuple[Tensor, Tensor], Tensor]
-"""Divergences [B, T], the mass of what is compared under both models [B, T], and where the teacher has any [B, T]."""
-
-
-def compared(scored: Scored, settings: LossSettings) -> Compared:
-    """Divergences from both models' logits."""
-    assert isinstance(scored.teacher, Tensor)
-    values = losses.token_divergence(
-        scored.student_logits,
-        scored.teacher,
-        scored.targets.mask,
-        alpha=settings.alpha,
-        topk=settings.topk,
-        tail=settings.tail,
-        support=settings.support,
-    )
-    masses = captured_mass(scored.student_logits, scored.teacher, topk=settings.topk, support=settings.support)
-    return values, masses, is_distribution(scored.teacher)
-
-
-def compared_on(scored: Scored, settings: LossSettings) -> Compared:
-    """As `compared`, from what a teacher that is elsewhere has answered."""
-    assert isinstance(scored.teacher, TeacherAnswer)
-    told = scored.teacher.told
-    mask = scored.targets.mask.bool() & told
-    answer = scored.teacher.at(mask)
-    values = divergence_on(scored.student_logits[mask], answer, alpha=settings.alpha, tail=settings.tail)
-    student, teacher = mass_on(scored.student_logits.detach()[mask], answer)
-    return losses.placed(values, mask), (losses.placed(student, mask), losses.placed(teacher, mask)), told
+    if settings.head == "fused" and settings.divergence.grad_mode != "exact":
+        measured["self_distillation/gradient_bound"] = compared.gradient_bound
+    return loss, measured
 
 
 def sampled_token_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
     """Reverse divergence to the teacher, estimated from the sampled tokens."""
-    teacher_logprobs = teacher_of_tokens(scored)
+    teacher_logprobs = scored.teacher_logprobs
+    assert teacher_logprobs is not None
     loss = losses.sampled_token_loss(
         scored.logprobs,
         teacher_logprobs,
@@ -223,14 +269,6 @@ def sampled_token_part(scored: Scored, settings: LossSettings, denominator: floa
         "self_distillation/log_ratio": (scored.logprobs.detach() - teacher_logprobs).where(rated, 0.0),
         "self_distillation/teacher_invalid_fraction": (~rated).float(),
     }
-
-
-def teacher_of_tokens(scored: Scored) -> Tensor:
-    """The teacher's, or the reference's, log-probs [B, T] of the sampled tokens."""
-    if isinstance(scored.teacher, TeacherAnswer):
-        return scored.teacher.logprobs[..., 0]
-    assert scored.teacher is not None
-    return losses.token_logprobs(scored.teacher, scored.targets.tokens)
 
 
 def policy_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
@@ -253,11 +291,11 @@ def policy_part(scored: Scored, settings: LossSettings, denominator: float) -> P
 def preference_part(scored: Scored, settings: LossSettings, denominator: float) -> Part:
     """DPO or SimPO over the pairs of each group."""
     targets = scored.targets
-    if scored.teacher is None:
+    if scored.teacher_logprobs is None:
         rated = preference.simpo_rewards(scored.logprobs, targets.mask, beta=settings.simpo_beta)
         margin = settings.simpo_gamma
     else:
-        rated = preference.dpo_rewards(scored.logprobs, teacher_of_tokens(scored), targets.mask, beta=settings.dpo_beta)
+        rated = preference.dpo_rewards(scored.logprobs, scored.teacher_logprobs, targets.mask, beta=settings.dpo_beta)
         margin = 0.0
     pairs = preference.preference_pairs(targets.rewards, targets.groups)
     loss = preference.pairwise_loss(

@@ -44,7 +44,9 @@ class Sample:
 
 
 Unit = tuple[Sample, ...]
-"""Samples that stay in one micro-batch: a single one, or a whole group where pairs are compared."""
+"""Samples that stay in one micro-batch."""
+Cost = Callable[[Sequence[Sample]], int]
+"""Tokens of a micro-batch, of the longer of its two forwards."""
 Denominator = Callable[[Sequence[Sample]], float]
 """What the loss of a mini-batch is divided by, counted over all ranks."""
 
@@ -72,10 +74,12 @@ class Packing:
     """Tokens of a micro-batch, padding included."""
     denominator: Denominator
     whole_groups: bool = False
-    """Keeps groups together."""
+    """Keeps groups together, because pairs are compared."""
     published: bool = False
     """Published normalisation: every sequence is a micro-batch, divided by its own count and by the number of all
     sequences, useful or not."""
+    shared: bool = True
+    """Rows are packed: a prompt is forwarded once for all its responses in a micro-batch. Otherwise they are padded."""
 
 
 def plan_mini_batch(samples: Sequence[Sample], ranks: int, packing: Packing) -> list[MiniBatch]:
@@ -84,8 +88,9 @@ def plan_mini_batch(samples: Sequence[Sample], ranks: int, packing: Packing) -> 
     Sequences that carry no loss are left out: they would be forwarded for nothing.
     """
     useful = [sample for sample in samples if loss_mask(sample).any()]
-    budget = 0 if packing.published else packing.budget
-    packed = [pack(share, budget) for share in balance(units_of(useful, packing.whole_groups), ranks)]
+    cost: Cost = SharedCost(useful) if packing.shared else padded_cost
+    shares = shares_of(useful, ranks, packing, cost)
+    packed = [micro_batches_of(share, packing, cost) for share in shares]
     most = max(len(micro_batches) for micro_batches in packed)
     total = packing.denominator(useful)
     plans = []
@@ -96,40 +101,135 @@ def plan_mini_batch(samples: Sequence[Sample], ranks: int, packing: Packing) -> 
     return plans
 
 
-def units_of(samples: Sequence[Sample], whole_groups: bool) -> list[Unit]:
-    """Samples one by one, or by group."""
-    if not whole_groups:
-        return [(sample,) for sample in samples]
-    groups = {sample.group: None for sample in samples}
-    return [tuple(sample for sample in samples if sample.group == group) for group in groups]
+# ------------------------------------------------------------------ what a micro-batch costs
 
 
 def padded_cost(unit: Sequence[Sample]) -> int:
-    """Tokens of a micro-batch, padding included."""
+    """Tokens of a micro-batch of padded rows, padding included."""
     return max(sample.cost for sample in unit) * len(unit)
 
 
-def balance(units: Sequence[Unit], ranks: int) -> list[list[Unit]]:
+class SharedCost:
+    """Tokens of a packed micro-batch: every response, and every different prompt of a group once."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.prompts: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
+        """By sample: the number and the length of the student's prompt, and of the teacher's."""
+        numbers: dict[tuple[int, bytes], int] = {}
+        for sample in samples:
+            asked = sample.prompt_ids if sample.teacher_prompt_ids is None else sample.teacher_prompt_ids
+            student, teacher = (
+                (numbers.setdefault((sample.group, prompt.tobytes()), len(numbers)), len(prompt))
+                for prompt in (sample.prompt_ids, asked)
+            )
+            self.prompts[sample.index] = student, teacher
+
+    def __call__(self, unit: Sequence[Sample]) -> int:
+        """Of the longer of the two forwards."""
+        return max(self.sides(unit))
+
+    def sides(self, unit: Sequence[Sample]) -> tuple[int, int]:
+        """Of the student's forward, and of the teacher's."""
+        pairs = [self.prompts[sample.index] for sample in unit]
+        responses = sum(len(sample.response_ids) for sample in unit)
+        student, teacher = ({pair[side] for pair in pairs} for side in (0, 1))
+        return sum(length for _, length in student) + responses, sum(length for _, length in teacher) + responses
+
+    def teacher_prompt(self, sample: Sample) -> int:
+        """The number of the prompt that the teacher sees; those of one group are numbered as they come."""
+        return self.prompts[sample.index][1][0]
+
+
+# ------------------------------------------------------------------ who forwards what
+
+
+def shares_of(samples: Sequence[Sample], ranks: int, packing: Packing, cost: Cost) -> list[list[Unit]]:
+    """The share of every rank, in units of one sample or of several that gain from one another.
+
+    Groups that share prompts are cut where they exceed the budget, and into smaller pieces where that lightens the
+    heaviest share although prompts are then repeated.
+    """
+    if packing.whole_groups:
+        return balance(groups_of(samples), ranks, cost)
+    if packing.published or not isinstance(cost, SharedCost):
+        return balance([(sample,) for sample in samples], ranks, cost)
+    groups = groups_of(samples)
+    mean = sum(cost(group) for group in groups) // ranks
+    finer = [mean // pieces for pieces in PIECES if mean // pieces < packing.budget] if ranks > 1 else []
+    choices = [
+        balance([piece for group in groups for piece in cut(group, most, cost)], ranks, cost)
+        for most in (packing.budget, *finer)
+    ]
+    return min(choices, key=lambda shares: max(sum(map(cost, share)) for share in shares))
+
+
+PIECES = (1, 2, 4, 8, 16)
+"""How many pieces of a rank's share are tried: more balance better, and repeat more prompts."""
+
+
+def groups_of(samples: Sequence[Sample]) -> list[Unit]:
+    """Samples by group, in the order in which groups come."""
+    groups: dict[int, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group, []).append(sample)
+    return [tuple(group) for group in groups.values()]
+
+
+def cut(group: Sequence[Sample], most: int, cost: SharedCost) -> list[Unit]:
+    """Pieces of at most so many tokens, samples with one teacher prompt side by side; one alone may exceed it."""
+    pieces: list[Unit] = []
+    for sample in sorted(group, key=lambda sample: (cost.teacher_prompt(sample), sample.index)):
+        if pieces and cost((*pieces[-1], sample)) <= most:
+            pieces[-1] = (*pieces[-1], sample)
+        else:
+            pieces.append((sample,))
+    return pieces
+
+
+def balance(units: Sequence[Unit], ranks: int, cost: Cost) -> list[list[Unit]]:
     """Shares of nearly equal token counts: the longest unit left goes to the lightest share."""
     shares: list[list[Unit]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    for unit in sorted(units, key=lambda unit: (-padded_cost(unit), unit[0].index)):
+    for unit in sorted(units, key=lambda unit: (-cost(unit), unit[0].index)):
         lightest = loads.index(min(loads))
         shares[lightest].append(unit)
-        loads[lightest] += padded_cost(unit)
+        loads[lightest] += cost(unit)
     return shares
 
 
-def pack(share: Sequence[Unit], budget: int) -> list[tuple[Sample, ...]]:
-    """Micro-batches of sequences of like length whose padded size stays within `budget` tokens.
+def micro_batches_of(share: Sequence[Unit], packing: Packing, cost: Cost) -> list[Unit]:
+    """The micro-batches of a rank, largest first.
+
+    Units stay whole, or each micro-batch is filled before the next begins: that repeats prompts, and makes fewer.
+    """
+    budget = 0 if packing.published else packing.budget
+    whole = pack(share, budget, cost)
+    if packing.whole_groups or packing.published or not isinstance(cost, SharedCost):
+        return whole
+    filled = sorted(cut([sample for unit in share for sample in unit], budget, cost), key=cost, reverse=True)
+    return min(whole, filled, key=lambda found: sum(map(cost, found)) + len(found) * budget // FILLING)
+
+
+FILLING = 16
+"""One in so many tokens of the budget may be forwarded again to save a micro-batch."""
+
+
+def pack(share: Sequence[Unit], budget: int, cost: Cost) -> list[Unit]:
+    """Micro-batches within `budget` tokens, largest first: a unit joins where it adds least, and fits.
 
     A unit larger than the budget travels alone.
     """
-    micro_batches: list[tuple[Sample, ...]] = []
-    for unit in sorted(share, key=lambda unit: (-max(sample.cost for sample in unit), unit[0].index)):
-        together = (*micro_batches[-1], *unit) if micro_batches else unit
-        if micro_batches and padded_cost(together) <= budget:
-            micro_batches[-1] = together
+    micro_batches: list[Unit] = []
+    sizes: list[int] = []
+    for unit in sorted(share, key=lambda unit: (-cost(unit), unit[0].index)):
+        least = sum(len(sample.response_ids) for sample in unit)
+        roomy = [place for place, size in enumerate(sizes) if size + least <= budget]
+        joined = {place: cost((*micro_batches[place], *unit)) for place in roomy}
+        fitting = [place for place in roomy if joined[place] <= budget]
+        if fitting:
+            best = min(fitting, key=lambda place: joined[place] - sizes[place])
+            micro_batches[best], sizes[best] = (*micro_batches[best], *unit), joined[best]
         else:
             micro_batches.append(unit)
-    return micro_batches
+            sizes.append(cost(unit))
+    return sorted(micro_batches, key=cost, reverse=True)

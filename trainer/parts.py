@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from mopd.horizon import Horizon
 from mopd.methods import Method
 from mopd.steps import step_ids
 from mopd.types import FloatArray, Group, IntArray, Outcome, Rollout, TokenStreams
+from trainer.batch import Batch, kept, restored
 from trainer.contexts import Context, ContextBuilder
 from trainer.errors import RunUnhealthyError, StoppedError
 from trainer.health import Health
@@ -79,6 +80,8 @@ class Parts:
     schedule: Schedule
     saver: Saver
     stopper: Stopper
+    ahead: Batch | None = None
+    """What the checkpoint that the run goes on from holds of the next step."""
 
     def sample(self, step: int) -> tuple[Group, ...]:
         """The step's prompts, each with its group of rollouts."""
@@ -93,7 +96,7 @@ class Parts:
         """A group of rollouts for each of `rows`; `draw` counts a step's later draws."""
         settings = replace(self.sampling, max_tokens=self.horizon(step - 1))
         path = [step, draw] if draw else [step]
-        return self.sampler.sample(self.asked(rows, step, draw), self.sizes.rollouts, settings, path)
+        return self.sampler.sample(self.asked(rows, step, draw), self.sizes.rollouts, settings, path, newest=step - 1)
 
     def asked(self, rows: Sequence[int], step: int, draw: int = 0) -> list[Asked]:
         """The prompts of `rows`, each named as this step's draw names it."""
@@ -149,12 +152,22 @@ class Parts:
 
     def learn(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Learned:
         """One update of student and teacher."""
+        return self.begin(groups, contexts, step)()
+
+    def begin(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Callable[[], Learned]:
+        """Has the actor begin with an update; what is returned waits for its end."""
         streams = self.streams(groups, contexts)
         samples = self.samples_of(groups, contexts, streams)
         record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
-        metrics, divergences = self.policy.update(samples, step, record)
-        metrics |= {**self.figures(groups, contexts, streams), **self.verifier.report()}
-        return Learned(metrics, divergences)
+        updating = self.policy.begin(samples, step, record)
+
+        def ended() -> Learned:
+            metrics, divergences = updating()
+            metrics |= self.figures(groups, contexts, streams)
+            metrics["rollout/staleness_mean"] = staleness(groups, step)
+            return Learned(metrics, divergences)
+
+        return ended
 
     def streams(self, groups: Sequence[Group], contexts: Sequence[Context]) -> list[TokenStreams]:
         """What the optimiser sees of every rollout, in sampling order."""
@@ -229,13 +242,17 @@ class Parts:
         how = how_to_go_on(self.journal.folders.output)
         return StoppedError(f"{reason}: ended after step {step} with a checkpoint; to go on: {how}")
 
-    def state(self) -> dict[str, Any]:
-        """What the controller itself must know to go on, as JSON has it; all else follows from the step's number."""
-        return {"health": self.health.state_dict()}
+    def state(self, ahead: Batch | None = None) -> dict[str, Any]:
+        """What the controller itself must know to go on, as JSON has it; all else follows from the step's number.
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state()`."""
+        `ahead` is what was drawn of the next step.
+        """
+        return {"health": self.health.state_dict()} | ({} if ahead is None else {"ahead": kept(ahead)})
+
+    def restore(self, state: Mapping[str, Any]) -> Parts:
+        """These parts, going on from `state()`."""
         self.health.load_state_dict(state["health"])
+        return replace(self, ahead=restored(state["ahead"], self.prompts) if "ahead" in state else None)
 
 
 def without_verdict_if_cut(rollout: Rollout, outcome: Outcome) -> Outcome:
@@ -246,6 +263,11 @@ def without_verdict_if_cut(rollout: Rollout, outcome: Outcome) -> Outcome:
 def paired(group: Group) -> Iterator[tuple[Rollout, Outcome]]:
     """Every rollout of a group with its outcome."""
     return zip(group.rollouts, group.outcomes, strict=True)
+
+
+def staleness(groups: Sequence[Group], step: int) -> float:
+    """How many updates the policy that a step begins with is ahead of the one that sampled, mean over rollouts."""
+    return float(np.mean([step - 1 - rollout.policy_version for group in groups for rollout in group.rollouts]))
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -11,8 +11,10 @@ import numpy as np
 
 from mopd.types import FloatArray, Group, IntArray, Prompt, Rollout, Segment
 from trainer import cluster
+from trainer.accounting import actor_metrics, ideal_tokens
 from trainer.meters import merged
 from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
+from trainer.planning.architecture import Architecture
 from trainer.verification import Verification
 from trainer.weights import LINKS, PublishError, Transfer, differing_groups, largest_gap
 from trainer.workers.policy import Update
@@ -74,6 +76,12 @@ class Policy:
     """What a step's rollouts give to learn from, by metric name."""
     teachers: Sequence[DistantTeacher] = ()
     """Those with a placement of their own."""
+    teacher_forwards: int = 0
+    """Forward passes of whoever answers beside the student, in an epoch."""
+    student: Architecture | None = None
+    """The student's shape, where the use of the devices is to be told."""
+    teacher: Architecture | None = None
+    """The teacher's, where it is not the student's."""
 
     def join(self) -> dict[str, str | int]:
         """Builds the shards on every rank; returns what rank 0 says of itself."""
@@ -89,6 +97,15 @@ class Policy:
         self, samples: Sequence[Sample], step: int, record: frozenset[int]
     ) -> tuple[dict[str, float], dict[int, FloatArray]]:
         """One training step on a step's rollouts (in sampling order); metrics and the divergences asked for."""
+        return self.begin(samples, step, record)()
+
+    def begin(
+        self, samples: Sequence[Sample], step: int, record: frozenset[int]
+    ) -> Callable[[], tuple[dict[str, float], dict[int, FloatArray]]]:
+        """Has the ranks begin with a training step; what is returned waits for its end, and gives what `update` does.
+
+        Whatever the ranks are asked in the meantime they do afterwards.
+        """
         starts = range(0, len(samples), self.mini_batch_rollouts)
         once = [self.plan(samples[start : start + self.mini_batch_rollouts]) for start in starts]
         plans = once * self.epochs
@@ -96,11 +113,15 @@ class Policy:
             worker.update.remote([plan[rank] for plan in plans], step, record)
             for rank, worker in enumerate(self.workers)
         ]
-        updates = cluster.gather(references, "updating the student", self.deadline_s)
-        divergences: dict[int, FloatArray] = {}
-        for update in updates:
-            divergences |= update.divergences
-        return self.metrics(updates, samples, step), divergences
+
+        def ended() -> tuple[dict[str, float], dict[int, FloatArray]]:
+            updates = cluster.gather(references, "updating the student", self.deadline_s)
+            divergences: dict[int, FloatArray] = {}
+            for update in updates:
+                divergences |= update.divergences
+            return self.metrics(updates, samples, step), divergences
+
+        return ended
 
     def plan(self, samples: Sequence[Sample]) -> list[MiniBatch]:
         """One mini-batch over the ranks."""
@@ -125,9 +146,18 @@ class Policy:
             measured["actor/grad_norm"] = float(np.mean(finite))
         response_tokens = sum(len(sample.response_ids) for sample in samples)
         seconds = max(update.seconds for update in updates)
-        measured["perf/tokens_forwarded"] = sum(update.tokens_forwarded for update in updates)
+        tallies = [update.tally for update in updates]
+        measured |= actor_metrics(
+            tallies, ideal=self.ideal(samples), seconds=seconds, student=self.student, teacher=self.teacher
+        )
         measured["perf/actor_response_tokens_per_s"] = response_tokens / seconds
         return measured
+
+    def ideal(self, samples: Sequence[Sample]) -> int:
+        """The fewest tokens that an update on these rollouts can forward."""
+        again = self.epochs > 1 or len(samples) > self.mini_batch_rollouts
+        student, teacher = self.epochs + again, self.epochs * self.teacher_forwards
+        return ideal_tokens(samples, student_passes=student, teacher_passes=teacher)
 
     def connect(self, sampler: Any, transfer: Transfer) -> None:
         """Opens the way to a sampler."""
@@ -199,9 +229,19 @@ class Sampling:
         return dict(answer)
 
     def sample(
-        self, asked: Sequence[Asked], n: int, settings: SamplingSettings, seed_path: Sequence[int]
+        self,
+        asked: Sequence[Asked],
+        n: int,
+        settings: SamplingSettings,
+        seed_path: Sequence[int],
+        *,
+        newest: int | None = None,
     ) -> tuple[Group, ...]:
-        """One group of `n` rollouts per prompt, in the order asked."""
+        """One group of `n` rollouts per prompt, in the order asked.
+
+        `newest` is the version that the actor's weights have once it has done what it was asked: a sampler that takes
+        the place of one that died draws from those. None: they are the published ones.
+        """
         requests = [
             Request(item.prompt_ids, request_seed(self.seed, *seed_path, position, number))
             for position, item in enumerate(asked)
@@ -209,7 +249,7 @@ class Sampling:
         ]
 
         owners = [(item, f"{item.uid}-{number}") for item in asked for number in range(n)]
-        rollouts = self.insist(lambda: self.draw(requests, owners, settings))
+        rollouts = self.insist(lambda: self.draw(requests, owners, settings), newest)
         return tuple(
             Group(item.uid, item.prompt, item.prompt_ids, tuple(rollouts[position * n : (position + 1) * n]))
             for position, item in enumerate(asked)
@@ -268,8 +308,11 @@ class Sampling:
             f"differing parameter groups: {where}"
         )
 
-    def insist(self, ask: Callable[[], Any]) -> Any:
-        """The answer to what `ask` asks of the sampler; a sampler that died is replaced and asked again."""
+    def insist(self, ask: Callable[[], Any], newest: int | None = None) -> Any:
+        """The answer to what `ask` asks of the sampler; a sampler that died is replaced and asked again.
+
+        Another one is given the weights that the actor has by then, of version `newest`; None: those published last.
+        """
         while True:
             try:
                 self.ready()
@@ -280,6 +323,7 @@ class Sampling:
                 self.restarts += 1
                 log.warning("the sampler died; starting another (%d of %d): %s", self.restarts, MAX_RESTARTS, error)
                 self.worker, self.connected = self.spawn(), False
+                self.version = self.version if newest is None else newest
 
     def lives(self) -> bool:
         """Whether the sampler answers: then it was another worker that died."""
@@ -288,6 +332,10 @@ class Sampling:
         except cluster.WorkerError:
             return False
         return True
+
+    def prepare(self) -> None:
+        """Makes sure that the sampler has the weights it is to draw from."""
+        self.insist(nothing)
 
     def ready(self) -> None:
         """Connects a new sampler; one that took another's place gets the current weights before it serves."""

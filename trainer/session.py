@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import mopd
-from trainer import cluster
+from trainer import cluster, overlapped
 from trainer.assemble import build_parts, start_workers
 from trainer.config.compose import PROJECT, Resolved, as_yaml
 from trainer.config.schema import Config
@@ -104,12 +104,14 @@ def steps(
     stopper = Stopper(config.trainer.time_budget_s, os.environ)
     try:
         with stopper.listening():
-            screen.stage("starting Ray")
+            screen.stage("starting workers")
             services = start_workers(config, inputs.placement)
             stopper.listen()  # Ray has taken the signals
             policy, sampler, _ = services
             screen.stage("loading sampler and actor")
-            versions = {**policy.join(), **sampler.describe(), "ray": cluster.version()}
+            versions = policy.join()
+            screen.stage("the actor is ready, loading sampler")
+            versions |= {**sampler.describe(), "ray": cluster.version()}
             if start.checkpoint is not None:
                 policy.restore(str(start.checkpoint.folder))
                 sampler.version = start.step
@@ -128,9 +130,9 @@ def steps(
                 stopper,
             )
             if start.checkpoint is not None:
-                parts.restore(start.checkpoint.facts["state"])
+                parts = parts.restore(start.checkpoint.facts["state"])
             with journal.trackers:
-                train(parts)
+                (overlapped.train if config.trainer.overlap else train)(parts)
     except RunUnhealthyError as error:
         journal.farewell(folders.checkpoints / f"step_{error.step}")
         raise
@@ -144,8 +146,8 @@ def open_journal(folders: Folders, resolved: Resolved, inputs: Inputs, schedule:
     """The journal and its trackers, going on where an earlier process ended."""
     asked, first = resolved.config.trainer, schedule.done + 1 if schedule.done else 0
     trackers = open_trackers(asked.logger, folders.output, asked.project_name, resolved.tree, first)
-    renderer = inputs.renderers.student
-    return Journal(folders, renderer, screen, schedule.last, trackers, history(folders.output))
+    renderer, ranks = inputs.renderers.student, inputs.placement.ranks
+    return Journal(folders, renderer, screen, schedule.last, trackers, history(folders.output), ranks)
 
 
 def saver_of(folders: Folders, config: Config, policy: Policy, facts: Mapping[str, Any]) -> Saver:

@@ -7,7 +7,9 @@ from mopd.horizon import Constant, Horizon, LinearStep, Ratio
 from mopd.methods import Method, method_of
 from trainer.config.schema import Config
 from trainer.objectives import LossSettings
-from trainer.workers.policy import OptimSettings, TeacherSettings
+from trainer.scores import DivergenceSettings
+from trainer.workers.policy import OptimSettings
+from trainer.workers.views import TeacherSettings
 
 
 def method_settings(config: Config) -> Method:
@@ -34,10 +36,14 @@ def loss_settings(config: Config) -> LossSettings:
         temperature=config.actor_rollout_ref.rollout.temperature,
         aggregation=actor.loss_agg_mode,
         max_response_length=config.data.max_response_length,
-        alpha=distill.alpha,
-        topk=distill.distillation_topk,
-        tail="bucket" if distill.distillation_add_tail else "renormalize",
-        support=distill.distillation_support,
+        divergence=DivergenceSettings(
+            alpha=distill.alpha,
+            topk=distill.distillation_topk,
+            tail="bucket" if distill.distillation_add_tail else "renormalize",
+            support=distill.distillation_support,
+            grad_mode=distill.distillation_gradient,
+        ),
+        head="fused" if config.actor_rollout_ref.model.use_fused_kernels else "dense",
         is_clip=distill.is_clip,
         rollout_is=correction.rollout_is,
         rollout_is_threshold=correction.rollout_is_threshold,
@@ -70,6 +76,14 @@ def teacher_settings(config: Config) -> TeacherSettings:
         rate=distill.teacher_update_rate,
         model_path=config.actor_rollout_ref.ref.model.path,
     )
+
+
+def teacher_forwards(config: Config) -> int:
+    """Forward passes of whoever answers beside the student, per micro-batch."""
+    method = method_settings(config)
+    if method.has_reference:
+        return 1
+    return 0 if not method.distils else 2 if teacher_settings(config).kind == "trust-region" else 1
 
 
 def horizon_of(config: Config) -> Horizon:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from mopd.types import FloatArray, Group, Outcome, Rollout
+from trainer.accounting import step_metrics
 from trainer.contexts import Context
 from trainer.display import Record, Screen, final_table, summary
 from trainer.prompts import Renderer
@@ -227,8 +228,10 @@ class Journal:
     last_step: int
     trackers: Trackers = field(default_factory=Trackers)
     history: list[dict[str, Any]] = field(default_factory=list)
-    response_tokens: int | None = None
-    """Of the step that is about to be remembered."""
+    devices: int = 1
+    """That the actor takes."""
+    sampled: tuple[int, int] | None = None
+    """Tokens of all prompts and responses, and of the responses alone, of the step that is about to be remembered."""
 
     def begins(self, step: int, phase: str) -> None:
         """A phase of a step begins."""
@@ -236,7 +239,8 @@ class Journal:
 
     def remember(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         """Appends a step's flat record to `metrics.jsonl`, and tells the screen and the trackers."""
-        record = {"step": step, **rounded(metrics), **rounded(self.throughput(timings)), **rounded(timings)}
+        figures = self.throughput({**metrics, **timings})
+        record = {"step": step, **rounded(metrics), **rounded(figures), **rounded(timings)}
         self.history.append(record)
         with open_lines(self.folders.output / "metrics.jsonl", "a") as file:
             write_line(file, record)
@@ -244,10 +248,11 @@ class Journal:
         self.trackers.log(record)
 
     def throughput(self, timings: Mapping[str, float]) -> dict[str, float]:
-        """Response tokens per second of the step, validation and saving aside; nothing where none were sampled."""
-        tokens, self.response_tokens = self.response_tokens, None
-        aside = sum(timings.get(f"timing_s/{phase}", 0.0) for phase in ("validate", "save"))
-        return {} if tokens is None else {"perf/response_tokens_per_s": tokens / (timings["timing_s/step"] - aside)}
+        """Tokens per second and the like, validation and saving aside; nothing where none were sampled."""
+        sampled, self.sampled = self.sampled, None
+        if sampled is None:
+            return {}
+        return step_metrics(timings, tokens=sampled[0], response_tokens=sampled[1], devices=self.devices)
 
     def seconds_left(self, step: int) -> float:
         """Seconds to the end at the mean pace of the steps so far."""
@@ -271,7 +276,8 @@ class Journal:
                         round(float(value), 6) if math.isfinite(value) else None for value in divergences[index]
                     ]
                 write_line(file, line)
-        self.response_tokens = sum(len(rollout.token_ids) for _, rollout, _ in every_rollout(groups))
+        lengths = [(len(group.prompt_ids), len(rollout.token_ids)) for group, rollout, _ in every_rollout(groups)]
+        self.sampled = sum(prompt + response for prompt, response in lengths), sum(response for _, response in lengths)
 
     def validation(self, step: int, groups: Sequence[Group]) -> None:
         """Writes `validation/<step>.jsonl`, a line per response."""

@@ -114,7 +114,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             ranks=2,
             device="cpu",
             model_path=MODEL,
-            attn_implementation="sdpa",
+            attn_implementation="packed",
             gradient_checkpointing=False,
             loss=loss,
             optim=OptimSettings(1e-3, 0, 0.0, (0.9, 0.999), 1.0),

@@ -101,7 +101,7 @@ def new_actor(model: str, ranks: int = 1) -> Policy:
             ranks=ranks,
             device="cpu",
             model_path=model,
-            attn_implementation="sdpa",
+            attn_implementation="packed",
             gradient_checkpointing=False,
             loss=loss_settings(resolve("grpo", ["actor_rollout_ref.rollout.temperature=0.7"], {}).config),
             optim=OptimSettings(1e-3, 0, 0.0, (0.9, 0.999), 1.0),

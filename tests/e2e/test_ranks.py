@@ -17,10 +17,11 @@ from trainer.assemble import worker_environment
 from trainer.config.compose import resolve
 from trainer.meters import Meter
 from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
-from trainer.settings import loss_settings
-from trainer.workers.policy import OptimSettings, PolicyWorker, TeacherSettings
+from trainer.settings import loss_settings, teacher_settings
+from trainer.workers.policy import OptimSettings, PolicyWorker
 
 pytestmark = pytest.mark.e2e
+DISTILL = "actor_rollout_ref.actor.self_distillation"
 MODEL = str(ROOT / "datasets" / "chain" / "model")
 DEADLINE_S = 120.0
 
@@ -50,7 +51,9 @@ def ray() -> Iterator[None]:
 
 
 @functools.cache
-def actors(ranks: int, method: str, *overrides: str, checkpointing: bool = False) -> list[Any]:
+def actors(
+    ranks: int, method: str, *overrides: str, checkpointing: bool = False, attention: str = "packed"
+) -> list[Any]:
     """Ranks of an actor that have joined; the same ones when asked again."""
     config = resolve(method, overrides, {}).config
     workers = [
@@ -62,11 +65,11 @@ def actors(ranks: int, method: str, *overrides: str, checkpointing: bool = False
             ranks=ranks,
             device="cpu",
             model_path=MODEL,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             gradient_checkpointing=checkpointing,
             loss=loss_settings(config),
             optim=OptimSettings(1e-3, 0, 0.01, (0.9, 0.999), 1.0),
-            teacher=TeacherSettings("ema", 0.5, None),
+            teacher=replace(teacher_settings(config), rate=0.5),
             seed=0,
             deadline_s=DEADLINE_S,
         )
@@ -119,6 +122,20 @@ def gradient(
     references = [worker.gradient.remote(plan) for worker, plan in zip(workers, plans, strict=True)]
     answers = cluster.gather(references, "adding up gradients", DEADLINE_S)
     return sum(loss for loss, _ in answers), answers[0][1]
+
+
+@pytest.mark.parametrize("attention", ["packed", "sdpa"])
+@pytest.mark.parametrize(
+    "overrides", [(), (f"{DISTILL}.distillation_topk=null",), (f"{DISTILL}.teacher_regularization=trust-region",)]
+)
+def test_packed_and_fused_is_padded_and_dense(ray: None, attention: str, overrides: tuple[str, ...]) -> None:
+    samples = ragged_samples(13)
+    dense = "actor_rollout_ref.model.use_fused_kernels=false"
+    loss, wanted = gradient(actors(2, "mopd", *overrides, dense, attention="sdpa"), samples, 300, "mopd", *overrides)
+    other_loss, found = gradient(actors(2, "mopd", *overrides, attention=attention), samples, 300, "mopd", *overrides)
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    gap = norm({name: found[name] - values for name, values in wanted.items()}) / norm(wanted)
+    assert gap < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ class Rank(PolicyWorker):
 
     def learn(self, plan: MiniBatch, loss: LossSettings, distant: DistantTeacher | None) -> tuple[float, Any, Meter]:
         """Loss, gradient and figures."""
-        self.loss, self.distant, self.loss_sum, meter = loss, distant, 0.0, Meter()
+        self.loss, self.loss_sum, meter = loss, 0.0, Meter()
+        self.views.loss, self.views.distant = loss, distant
         for micro_batch, denominator in zip(plan.micro_batches, plan.denominators, strict=True):
             self.accumulate(micro_batch, None, denominator, meter, frozenset())
         whole = {name: weight.grad.full_tensor().numpy() for name, weight in self.student.named_parameters()}
@@ -89,7 +90,7 @@ def stage(teacher_path: Path) -> Iterator[Stage]:
             ranks=RANKS,
             device="cpu",
             model_path=str(CHAIN / "model"),
-            attn_implementation="sdpa",
+            attn_implementation="packed",
             gradient_checkpointing=False,
             loss=loss_settings(config),
             optim=OptimSettings(1e-3, 0, 0.01, (0.9, 0.999), 1.0),
@@ -100,7 +101,7 @@ def stage(teacher_path: Path) -> Iterator[Stage]:
         for rank in range(RANKS)
     ]
     worker = cluster.spawn(
-        Teacher, num_cpus=0, num_gpus=0, device="cpu", model_path=str(teacher_path), attn_implementation="sdpa"
+        Teacher, num_cpus=0, num_gpus=0, device="cpu", model_path=str(teacher_path), attn_implementation="packed"
     )
     loading = [worker.load.remote()]
     [(host, port)] = cluster.gather([ranks[0].rendezvous.remote()], "rendezvous", DEADLINE_S)

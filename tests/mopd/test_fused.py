@@ -353,7 +353,7 @@ def test_no_tensor_holds_the_logits_of_all_tokens(support: str, topk: int | None
         ({"tokens": torch.zeros(1, N, dtype=torch.long)}, r"it must be \[N\]"),
         ({"teacher_hidden": torch.zeros(N - 1, H + 3)}, "teacher_hidden"),
         ({"teacher_weight": torch.zeros(V, H + 3)}, "must be one float type"),
-        ({"teacher_weight": torch.zeros(V + 1, H + 3, dtype=torch.float64)}, "61 entries, the teacher's 62"),
+        ({"logits_at_hand": -1}, "logits_at_hand is -1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(change: dict[str, Any], message: str) -> None:

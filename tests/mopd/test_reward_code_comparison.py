@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -147,11 +147,13 @@ def test_values_are_the_same_as_themselves_and_in_either_order(value: object, ot
 
 @examples(deadline=None)
 @given(st.binary(), st.text(), st.sampled_from([None, 1e-6]))
+@example(b"", "\r\n0", None)
 def test_any_output_gets_an_answer(actual: bytes, expected: str, tolerance: float | None) -> None:
     assert same_output(actual, expected, tolerance) in (True, False)
     printable = expected.encode("utf-8", "replace")
     assert same_output(printable, printable.decode(), tolerance)
-    assert same_output(printable.replace(b"\n", b"\r\n") + b" \n\n", printable.decode(), tolerance)
+    windows = printable.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    assert same_output(windows + b" \n\n", printable.decode(), tolerance)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ DISTILL = "actor_rollout_ref.actor.self_distillation"
         ([f"{DISTILL}.view=prompt"], "set TEACHER_MODEL_PATH"),
         ([f"{DISTILL}.full_logit_distillation=false"], "set alpha=1"),
         (["actor_rollout_ref.ref.model.path=/m"], "never follows the student; set it to frozen"),
+        (["trainer.overlap=true", "algorithm.rollout_correction.rollout_is=null"], "set it to token"),
     ],
 )
 def test_an_impossible_combination_is_refused(overrides: list[str], said: str) -> None:

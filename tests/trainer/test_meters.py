@@ -10,9 +10,8 @@ import torch
 
 from mopd import importance
 from mopd.types import TokenStreams
-from tests.trainer.test_objectives import B, batch, sample, settings_of, teacher_of
+from tests.trainer.loss_cases import B, batch, contributed, sample, settings_of
 from trainer.meters import Meter, merged, record_mismatch
-from trainer.objectives import contribution
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -92,7 +91,7 @@ def test_a_step_counts_its_pairs_and_its_successes_over_all_its_rollouts() -> No
 def test_logits_of_pairs_are_what_the_loss_is_taken_of() -> None:
     given = batch()
     for name, margin in (("dpo", 0.0), ("simpo", 1.0)):
-        part = contribution(given.student, teacher_of(name, given), given.targets, settings_of(name), 4.0)
+        part = contributed(name, given, 4.0)
         logits = part.measured[f"{name}/logits"]
         torch.testing.assert_close(logits, part.measured[f"{name}/reward_margin"] - margin)
         smoothing = settings_of(name).label_smoothing

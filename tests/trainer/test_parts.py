@@ -67,7 +67,9 @@ def test_a_rollout_of_the_longest_length_keeps_its_verdict() -> None:
 class Sampler:
     """Gives every prompt a group of two, named after its row."""
 
-    def sample(self, asked: list[Asked], n: int, settings: SamplingSettings, path: list[int]) -> tuple[Group, ...]:
+    def sample(
+        self, asked: list[Asked], n: int, settings: SamplingSettings, path: list[int], *, newest: int
+    ) -> tuple[Group, ...]:
         return tuple(group_of([WRONG, WRONG], None, item.uid, row=item.prompt.prompt_id) for item in asked)
 
 

@@ -19,6 +19,7 @@ from trainer.plan import main
 
 CHAIN = PROJECT / "datasets" / "chain"
 OWN = "actor_rollout_ref.ref.placement=own"
+BUDGET = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=490"
 SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
 Planner = Callable[..., tuple[int, str]]
 
@@ -288,11 +289,17 @@ def assert_beside_the_sampler(said: str) -> None:
 def test_the_packing_plan_is_that_of_the_run(plan: Planner, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     arguments = ["--config-name=grpo", "--gpus=0", "--json", str(file)]
-    assert plan(*arguments, "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=490")[0] == DONE
+    assert plan(*arguments, BUDGET)[0] == DONE
     packing = json.loads(file.read_text())["packing"][0]
-    # Prompts of 17 tokens and responses of 32: ten to a micro-batch, of 64 rollouts in each of two optimiser steps.
+    # Prompts of 17 tokens and responses of 32. A group of 8 shares its prompt, and two groups exceed the budget.
+    assert (packing["optimizer_steps"], packing["largest"], packing["micro_batches"]) == (2, 8, 16)
+    assert packing["asked_tokens"] == 128 * 49
+    assert (packing["student_tokens"], packing["teacher_tokens"]) == (16 * 17 + 128 * 31, 0)
+    assert plan(*arguments, BUDGET, "actor_rollout_ref.model.attn_implementation=sdpa")[0] == DONE
+    packing = json.loads(file.read_text())["packing"][0]
+    # Ten padded rows to a micro-batch, of 64 in each of the two steps.
     assert (packing["optimizer_steps"], packing["largest"], packing["micro_batches"]) == (2, 10, 14)
-    assert packing["forwarded_tokens"] == packing["asked_tokens"] == 128 * 49
+    assert packing["student_tokens"] == packing["asked_tokens"] == 128 * 49
 
 
 @pytest.mark.parametrize("text", ["much", "80XB"])

@@ -10,11 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from mopd.fused_logits import LOGITS_AT_HAND
 from mopd.methods import METHODS
 from trainer.config.compose import PROJECT
+from trainer.layout import batch_of
 from trainer.planning.architecture import Architecture, architecture_of
 from trainer.planning.memory import ActorPlan, MicroBatch, loss_moment, memory_of, staged, steady_parts, total
 
@@ -44,13 +48,17 @@ def plan_of(model: Architecture, **changes: Any) -> ActorPlan:
         student=model,
         beside=model,
         method=METHODS["sdpo"],
-        whole_vocabulary=False,
+        topk=100,
+        union=False,
+        mixes=False,
         distant=False,
         ranks=8,
         on_gpu=True,
         recompute=True,
+        packed=True,
+        fused=True,
         eager=False,
-        micro_batch=MicroBatch(2, 1000, 4096),
+        micro_batch=MicroBatch(2, 1, 1000, 4096),
     )
     return replace(usual, **changes)
 
@@ -76,17 +84,38 @@ def test_masters_gradients_moments_and_teacher_are_dealt_over_the_ranks(qwen3_4b
     assert total(steady_parts(plan_of(qwen3_4b, ranks=ranks, beside=None))) == 16 * qwen3_4b.parameters / ranks
 
 
-def test_logits_are_whole_fp32_tensors_of_the_responses(qwen3_4b: Architecture) -> None:
-    one = 4 * 2 * 4096 * 151936
-    copies = {"sdpo": 6, "vanilla": 4, "dpo": 5}
-    for loss, number in copies.items():
-        assert loss_moment(plan_of(qwen3_4b, method=METHODS[loss]))["logits and divergence"] == number * one
-    distant = loss_moment(plan_of(qwen3_4b, distant=True))
-    assert distant["logits and divergence"] == 5 * one
+def test_all_logits_at_once_are_whole_fp32_tensors_of_the_responses(qwen3_4b: Architecture) -> None:
+    one, states = 4 * 2 * 4096 * 151936, 2 * 2 * 4096 * 2560
+    for loss, number in {"sdpo": 6, "vanilla": 4, "dpo": 5}.items():
+        plan = plan_of(qwen3_4b, method=METHODS[loss], fused=False)
+        others = 0 if loss == "vanilla" else states
+        assert loss_moment(plan)["logits and divergence"] == number * one + others
+    assert loss_moment(plan_of(qwen3_4b, fused=False, distant=True))["logits and divergence"] == 5 * one
+
+
+def test_by_parts_there_are_so_many_logits_whatever_the_responses(qwen3_4b: Architecture) -> None:
+    limit = 4 * LOGITS_AT_HAND["cuda"]
+    for rows in (1, 8):
+        plan = plan_of(qwen3_4b, micro_batch=MicroBatch(rows, 1, 1000, 4096))
+        states = 2 * rows * 4096 * 2560
+        beyond = loss_moment(plan)["logits and divergence"] - states
+        assert limit < beyond < 1.25 * limit
+    tokens = plan_of(qwen3_4b, method=METHODS["vanilla"], micro_batch=MicroBatch(1, 1, 1000, 10))
+    assert 4 * 10 * 151936 <= loss_moment(tokens)["logits and divergence"] < 1.1 * 4 * 10 * 151936
+
+
+def test_a_packed_row_has_every_prompt_once_and_no_last_token(qwen3_4b: Architecture) -> None:
+    rows = [np.full(6, number) for number in (1, 1, 2)]
+    responses = [np.arange(4)] * 3
+    laid = [batch_of(rows, responses, torch.device("cpu"), packed=packed) for packed in (True, False)]
+    batch = MicroBatch(3, 2, 6, 4)
+    plans = [plan_of(qwen3_4b, packed=packed, micro_batch=batch) for packed in (True, False)]
+    assert [plan.tokens for plan in plans] == [one.tokens_forwarded for one in laid]
+    assert batch.response_tokens == len(laid[0].tokens)
 
 
 def test_publishing_counts_where_hardly_anything_is_learnt(qwen3_4b: Architecture) -> None:
-    tiny = plan_of(qwen3_4b, ranks=64, micro_batch=MicroBatch(1, 1, 1))
+    tiny = plan_of(qwen3_4b, ranks=64, micro_batch=MicroBatch(1, 1, 1, 1))
     assert memory_of(tiny)["gradients"] == 0.0
     assert memory_of(plan_of(qwen3_4b))["gradients"] == 4 * qwen3_4b.parameters / 8
 
@@ -103,10 +132,13 @@ def test_what_saves_memory_lowers_the_prediction(qwen3_4b: Architecture) -> None
     assert total(memory_of(plan_of(qwen3_4b, recompute=False))) > usual
     kept = plan_of(qwen3_4b, recompute=False)
     assert total(memory_of(replace(kept, eager=True))) > total(memory_of(kept))
-    assert total(memory_of(plan_of(qwen3_4b, whole_vocabulary=True))) > usual
+    assert total(memory_of(plan_of(qwen3_4b, topk=None))) > usual
+    assert total(memory_of(plan_of(qwen3_4b, union=True))) > usual
+    assert total(memory_of(plan_of(qwen3_4b, fused=False))) > usual
+    assert total(memory_of(plan_of(qwen3_4b, packed=False))) > usual
     assert total(memory_of(plan_of(qwen3_4b, ranks=16))) < usual
-    assert total(memory_of(plan_of(qwen3_4b, micro_batch=MicroBatch(1, 1000, 4096)))) < usual
-    assert total(memory_of(plan_of(qwen3_4b, micro_batch=MicroBatch(2, 1000, 2048)))) < usual
+    assert total(memory_of(plan_of(qwen3_4b, micro_batch=MicroBatch(1, 1, 1000, 4096)))) < usual
+    assert total(memory_of(plan_of(qwen3_4b, micro_batch=MicroBatch(2, 1, 1000, 2048)))) < usual
 
 
 def benchmark() -> ModuleType:
@@ -122,7 +154,7 @@ def benchmark() -> ModuleType:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["100M-mopd-recompute", "100M-mopd-keep", "300M-mopd-recompute", "300M-grpo-recompute"]
+    "name", ["100M-mopd-recompute", "100M-mopd-keep", "100M-mopd-recompute-dense", "300M-grpo-recompute"]
 )
 def test_the_prediction_is_within_fifteen_percent_of_a_real_update(tmp_path: Path, name: str) -> None:
     memory = benchmark()

@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.test_objectives import DISTILL, B, Bigram, V, batch, sample
-from trainer import cluster
+from tests.trainer.loss_cases import DISTILL, B, Bigram, Table, V, batch, sample
+from trainer import assemble, cluster
 from trainer.assemble import Placement, start_workers
 from trainer.config.compose import resolve
 from trainer.config.schema import Config
-from trainer.forward import TokenBatch
 from trainer.inputs import breadth_faults, distance_faults, placement_of
+from trainer.layout import TokenBatch
 from trainer.meters import Meter, merged
 from trainer.objectives import LossSettings
-from trainer.workers.policy import PolicyWorker, TeacherSettings
+from trainer.workers.policy import PolicyWorker
 from trainer.workers.teacher import DistantTeacher, Question, TeacherWorker
+from trainer.workers.views import TeacherSettings
 
 OWN = "actor_rollout_ref.ref.placement=own"
 
@@ -37,8 +38,7 @@ class Elsewhere(TeacherWorker):
 
     def __init__(self, rows: int, events: list[str]) -> None:
         super().__init__(device="cpu", model_path="", attn_implementation="sdpa")
-        known = table(rows)
-        self.scorer: Any = lambda batch, temperature: known[batch.input_ids.gather(1, batch.positions)] / temperature
+        self.scorer: Any = Table(table(rows))
         self.events, self.questions = events, list[Question]()
 
     def ask(self, question: Question) -> Any:
@@ -53,19 +53,21 @@ class Student(Bigram):
 
     def __init__(self, name: str, rows: int, elsewhere: bool, **changes: Any) -> None:
         super().__init__(name)
-        self.loss: LossSettings = replace(self.loss, temperature=0.7, **changes)
+        divergence = replace(self.loss.divergence, **changes)
+        self.loss: LossSettings = replace(self.loss, temperature=0.7, divergence=divergence)
         self.teaching = TeacherSettings("frozen", 0.0, "another")
         self.events: list[str] = []
         self.other = Elsewhere(rows, self.events)
-        self.teacher = None if elsewhere else table(rows)
+        self.teacher = None if elsewhere else Table(table(rows))
         way = SimpleNamespace(answer=SimpleNamespace(remote=self.other.ask))
         self.distant = DistantTeacher(way, "teacher 1 of 1", 1.0) if elsewhere else None
-        self.vocabulary, self.tokens_forwarded = V, 0
+        self.student.called = lambda: self.events.append("student")
+        self.views = self.seen()
 
-    def forward(self, scorer: Any, batch: TokenBatch) -> Tensor:
-        self.events.append("student" if scorer is self.student else "teacher")
-        self.tokens_forwarded += batch.input_ids.numel()
-        return super().forward(scorer, batch)
+    @property
+    def tokens_forwarded(self) -> int:
+        """By all models."""
+        return sum(work.tokens for work in self.views.account.passes.values())
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +82,8 @@ def compare(beside: Student, elsewhere: Student) -> None:
     metrics, others = beside.learn(40, 1, samples), elsewhere.learn(40, 1, samples)
     assert metrics == pytest.approx(others, rel=1e-6)
     assert beside.loss_sum == pytest.approx(elsewhere.loss_sum, rel=1e-6)
-    assert beside.student.grad.norm() > 0
-    torch.testing.assert_close(elsewhere.student.grad, beside.student.grad, rtol=1e-6, atol=1e-7)
+    assert beside.student.table.grad.norm() > 0
+    torch.testing.assert_close(elsewhere.student.table.grad, beside.student.table.grad, rtol=1e-6, atol=1e-7)
     assert elsewhere.tokens_forwarded == beside.tokens_forwarded > 0
 
 
@@ -127,7 +129,7 @@ def test_a_rank_without_work_asks_nothing_and_adds_nothing(name: str) -> None:
     student, meter = Student(name, V, True), Meter()
     student.accumulate((), None, 5.0, meter, frozenset())
     assert student.events == ["student"], "the other ranks wait for its forward"
-    assert torch.equal(student.student.grad, torch.zeros(V, V))
+    assert torch.equal(student.student.table.grad, torch.zeros(V, V))
     assert merged([meter]) == {}
 
 
@@ -195,6 +197,7 @@ def test_ranks_share_the_teachers_in_turn(monkeypatch: pytest.MonkeyPatch, devic
 
     monkeypatch.setattr(cluster, "spawn", spawn)
     monkeypatch.setattr(cluster, "start", lambda *_, **__: None)
+    monkeypatch.setattr(assemble, "architectures", lambda _: {})  # there are no such models
     config = config_of("ts_sdpo", "actor_rollout_ref.ref.model.path=/another", "actor_rollout_ref.ref.n_gpus=2")
     policy = start_workers(config, Placement(device, ranks=3, teachers=2))[0]
     teachers = [arguments for worker, arguments in spawned if worker is TeacherWorker]

@@ -77,13 +77,14 @@ def test_metrics_are_appended_a_line_a_step(tmp_path: Path) -> None:
 
 def test_response_tokens_per_second_leave_out_validation_and_saving(tmp_path: Path) -> None:
     journal = journal_in(tmp_path, io.StringIO())
-    journal.response_tokens = 100
+    journal.sampled = (160, 100)
     journal.remember(
         1, {}, {"timing_s/sample": 2.0, "timing_s/validate": 3.0, "timing_s/save": 1.0, "timing_s/step": 6.0}
     )
     journal.remember(2, {}, {"timing_s/step": 1.0})
     assert journal.history[0]["perf/response_tokens_per_s"] == 50
-    assert "perf/response_tokens_per_s" not in journal.history[1]
+    assert journal.history[0]["perf/throughput"] == 80
+    assert not any(name.startswith("perf/") for name in journal.history[1])
 
 
 def test_the_farewell_names_every_place_on_one_line(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from mopd.contexts import ContextSettings
 from mopd.methods import METHODS as LOSS_MODES
 from mopd.summaries import summary_conflicts
 from trainer.config import flags
+from trainer.config.overlap import overlap_faults
 from trainer.config.published import REASONS
 from trainer.config.schema import Actor, Config
 from trainer.errors import BadInputError
@@ -242,7 +243,7 @@ def contradictions(config: Config) -> list[str]:
     """Sentences for combinations of valid values that cannot be run."""
     actor = config.actor_rollout_ref.actor
     views = view_faults(config) if distils(actor) else teacherless_faults(config)
-    return [*length_faults(config), *batch_faults(config), *views, *compat_faults(config)]
+    return [*length_faults(config), *batch_faults(config), *views, *compat_faults(config), *overlap_faults(config)]
 
 
 def distils(actor: Actor) -> bool:

@@ -13,7 +13,8 @@ REASONS: dict[str, str] = {
     "actor_rollout_ref.actor.entropy_coeff": "no entropy bonus is offered; the published value is 0, leave it out",
     "actor_rollout_ref.actor.clip_ratio": "set clip_ratio_low and clip_ratio_high",
     "actor_rollout_ref.actor.strategy": "the actor is always FSDP2; leave it out",
-    "actor_rollout_ref.model.use_remove_padding": "only response positions reach the vocabulary; leave it out",
+    "actor_rollout_ref.model.use_remove_padding": "there is no padding; leave it out, or for padded rows set "
+    "actor_rollout_ref.model.attn_implementation=sdpa",
     "actor_rollout_ref.rollout.tensor_model_parallel_size": "one device per sampler in this version; leave it out",
     "actor_rollout_ref.rollout.calculate_log_probs": "log-probs are always kept; leave it out",
     "actor_rollout_ref.rollout.top_p": "training samples the whole distribution, so that log-probs stay comparable",

@@ -43,8 +43,10 @@ class Model:
     """Folder of a Hugging Face causal language model and its tokenizer."""
     enable_gradient_checkpointing: bool
     """Recomputes activations in the backward pass: less memory, about a third more time."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
-    """Attention of the actor's forward passes."""
+    attn_implementation: Literal["packed", "sdpa", "eager", "flash_attention_2"]
+    """Forward passes of the actor. packed: every distinct prompt once, no padding; else padded rows, attended so."""
+    use_fused_kernels: bool
+    """Goes through the vocabulary by parts and keeps no logits; false makes every logit at once: the specification."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -91,6 +93,8 @@ class SelfDistillation:
     """Whose top-k entries are compared."""
     distillation_add_tail: bool
     """Adds the rest of the vocabulary as one entry; false renormalises the top-k entries."""
+    distillation_gradient: Literal["exact", "sparse", "auto"]
+    """sparse: only through the entries compared, in less time; auto: so where that changes it by less than 0.1 %."""
     is_clip: float | None = Field(gt=0)
     """Upper bound of the importance ratio between the current and the old policy; null weighs nothing."""
     step_level_kl: bool
@@ -325,6 +329,9 @@ class Trainer:
     """Rollouts; null: <output_dir>/rollouts."""
     validation_data_dir: str | None
     """Validation responses; null: <output_dir>/validation."""
+    overlap: bool
+    """Draws the next step's rollouts while the actor learns, by the weights published before: one step off-policy,
+    which rollout_correction makes up for. false: one after the other."""
     deadline_s: float = Field(gt=0)
     """Longest wait for any answer of a worker, in seconds."""
     health: RunHealth

@@ -61,8 +61,12 @@ class Work:
     response: float
     teacher_forwards: float
     """Forward passes of a teacher or reference per rollout: 0, 1, or 2 where two models are mixed."""
-    forwarded: float
-    """Tokens that student and teacher forward in a step, padding included, as a multiple of those asked for."""
+    student_tokens: float
+    """What the student forwards in a step: padding included, shared prompts once, all epochs."""
+    teacher_tokens: float
+    """The teacher likewise, in all its passes."""
+    fused: bool
+    """Whether logits are made once more for the gradient, by parts of the vocabulary."""
     epochs: int
     scored_first: bool
     """Whether the student's log-probs are taken once more, before the first of several mini-batches."""
@@ -123,15 +127,16 @@ def seconds_of(
     decode, at_once = decode_seconds(model, work, site)
     read = (work.prompts if work.prefix_caching else work.rollouts) * work.prompt
     phases = {"sample: prefill": forward_flops(model, read, work.prompt, 0) / computing, "sample: decode": decode}
-    scored = work.rollouts * work.response
+    scored, computing = work.epochs * work.rollouts * work.response, computing * site.ranks
     if work.teacher_forwards and teacher is not None:
         length = work.teacher_prompt + work.response
-        once = forward_flops(teacher, work.rollouts * length * work.forwarded, length, scored * work.forwarded)
-        phases["learn: teacher"] = work.epochs * work.teacher_forwards * once / (computing * site.ranks)
-    length = work.prompt + work.response
-    once = forward_flops(model, work.rollouts * length * work.forwarded, length, scored * work.forwarded)
-    passes = work.epochs * (4 if work.recompute else 3) + (1 if work.scored_first else 0)
-    phases["learn: student"] = passes * once / (computing * site.ranks)
+        read_out = work.teacher_forwards * scored
+        phases["learn: teacher"] = forward_flops(teacher, work.teacher_tokens, length, read_out) / computing
+    # Backward is twice a forward pass; what is not kept is made again; before several updates all rollouts are scored.
+    layers, head = 4 if work.recompute else 3, 4 if work.fused else 3
+    before = 1 if work.scored_first else 0
+    tokens, projected = (layers + before) * work.student_tokens, (head + before) * scored
+    phases["learn: student"] = forward_flops(model, tokens, work.prompt + work.response, projected) / computing
     phases["learn: gather, reduce"] = exchanged(model, teacher, work, site) / site.device.link
     steady = site.device.bandwidth * site.device.bandwidth_share
     # AdamW reads weight, gradient and two moments and writes three of them; the average reads two and writes one.

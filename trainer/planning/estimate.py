@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mopd.types import TokenStreams
+from mopd.types import IntArray, TokenStreams
 from trainer.assemble import Placement
+from trainer.attention import PACKED
 from trainer.config.schema import Config
 from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
 from trainer.planning.architecture import Architecture
 from trainer.planning.budget import Contexts, Spread
 from trainer.planning.costs import GIB, Device, Site, Work, kv_bytes_per_token, seconds_of
-from trainer.planning.memory import FP32, ActorPlan, MicroBatch, memory_of, staged, total
+from trainer.planning.memory import ActorPlan, MicroBatch, memory_of, staged, total
+from trainer.planning.vocabulary import FP32, forward_bytes
 from trainer.settings import horizon_of, loss_settings, method_settings, teacher_settings
 
 CONTEXT = 1.5 * GIB
@@ -44,6 +46,7 @@ class Lengths:
 
     prompt: Spread
     teacher_prompt: float
+    """0 where whoever answers beside the student sees the student's prompt."""
     response: int
 
 
@@ -61,9 +64,16 @@ class PackingPlan:
     largest: int
     """Sequences of the largest micro-batch."""
     asked_tokens: int
-    """Of student and teacher forwards of a step, over all ranks."""
-    forwarded_tokens: int
-    """The same, padding included."""
+    """Of student and teacher forwards of a step, over all ranks: prompt and response of every rollout."""
+    student_tokens: int
+    """What the student forwards of these: padding included, and prompts that are shared once."""
+    teacher_tokens: int
+    """The teacher likewise, in all its passes."""
+
+    @property
+    def forwarded_tokens(self) -> int:
+        """Of both."""
+        return self.student_tokens + self.teacher_tokens
 
 
 @dataclass(frozen=True)
@@ -117,23 +127,34 @@ def packing_plan(config: Config, placement: Placement, lengths: Lengths, prompts
         denominator=loss_settings(config).denominator,
         whole_groups=method_settings(config).pairs,
         published=config.reference_compat,
+        shared=is_packed(config),
     )
     plans = [
         plan_mini_batch(samples[start : start + each], placement.ranks, packing)
         for start in range(0, len(samples), each)
     ]
     parts = [part for plan in plans for share in plan for part in share.micro_batches if part]
-    asked = sum(forwarded([sample], config) for sample in samples)
+    epochs, passes = actor.ppo_epochs, teacher_forwards(config)
+    forwarded = packed_tokens if is_packed(config) else padded_tokens
+    student = [[(sample.prompt_ids, sample.response_ids) for sample in part] for part in parts]
+    teacher = [[(told(sample), sample.response_ids) for sample in part] for part in parts]
+    asked = [sum(len(own) + len(answer) for part in view for own, answer in part) for view in (student, teacher)]
     return PackingPlan(
         response=lengths.response,
         rollouts=len(samples),
-        optimizer_steps=len(plans) * actor.ppo_epochs,
+        optimizer_steps=len(plans) * epochs,
         per_optimizer_step=each,
-        micro_batches=actor.ppo_epochs * sum(most_parts(plan) for plan in plans),
+        micro_batches=epochs * sum(most_parts(plan) for plan in plans),
         largest=max(map(len, parts)),
-        asked_tokens=actor.ppo_epochs * asked,
-        forwarded_tokens=actor.ppo_epochs * sum(forwarded(part, config) for part in parts),
+        asked_tokens=epochs * (asked[0] + passes * asked[1]),
+        student_tokens=epochs * sum(map(forwarded, student)),
+        teacher_tokens=epochs * passes * sum(map(forwarded, teacher)),
     )
+
+
+def is_packed(config: Config) -> bool:
+    """Whether the actor forwards packed rows."""
+    return config.actor_rollout_ref.model.attn_implementation == PACKED
 
 
 def most_parts(plan: Sequence[MiniBatch]) -> int:
@@ -142,27 +163,42 @@ def most_parts(plan: Sequence[MiniBatch]) -> int:
 
 
 def made_up(index: int, prompt: int, lengths: Lengths, n: int) -> Sample:
-    """A rollout of assumed lengths; groups hold one success each, so that every pair can be compared."""
+    """A rollout of assumed lengths; groups hold one success each, so that every pair can be compared.
+
+    A group has one prompt. A teacher that sees more than that sees something else for each rollout.
+    """
     ones = np.ones(lengths.response, dtype=np.float32)
     teacher = max(prompt, round(lengths.teacher_prompt)) if lengths.teacher_prompt else None
     return Sample(
         index=index,
         group=index // n,
         reward=float(index % n == 0),
-        prompt_ids=np.zeros(prompt, dtype=np.int32),
+        prompt_ids=np.full(prompt, index // n, dtype=np.int32),
         response_ids=np.zeros(lengths.response, dtype=np.int32),
         sampler_logprobs=ones,
-        teacher_prompt_ids=None if teacher is None else np.zeros(teacher, dtype=np.int32),
+        teacher_prompt_ids=None if teacher is None else np.full(teacher, index, dtype=np.int32),
         streams=TokenStreams(ones, ones, ones),
     )
 
 
-def forwarded(part: Sequence[Sample], config: Config) -> int:
-    """Tokens of a micro-batch's forward passes, padding included."""
-    own = max(len(sample.prompt_ids) + len(sample.response_ids) for sample in part)
-    if not teacher_forwards(config):
-        return own * len(part)
-    return (own + max(sample.cost for sample in part) * teacher_forwards(config)) * len(part)
+def told(sample: Sample) -> IntArray:
+    """What the teacher, or the reference, sees before a response."""
+    return sample.prompt_ids if sample.teacher_prompt_ids is None else sample.teacher_prompt_ids
+
+
+Rows = Sequence[tuple[IntArray, IntArray]]
+"""Prompts and the responses to them."""
+
+
+def padded_tokens(rows: Rows) -> int:
+    """Tokens of a micro-batch's forward pass in padded rows."""
+    return len(rows) * max(len(prompt) + len(response) for prompt, response in rows)
+
+
+def packed_tokens(rows: Rows) -> int:
+    """Tokens of a micro-batch's forward pass in a packed row; see `trainer.layout.packed_row`."""
+    prompts = {prompt.tobytes(): len(prompt) for prompt, _ in rows}
+    return sum(prompts.values()) + sum(max(0, len(response) - 1) for _, response in rows)
 
 
 def worst_micro_batches(config: Config, prompt: Spread, placement: Placement) -> list[MicroBatch]:
@@ -172,12 +208,15 @@ def worst_micro_batches(config: Config, prompt: Spread, placement: Placement) ->
     unit = n if method.pairs else 1
     share = -(-min(actor.ppo_mini_batch_size, config.data.train_batch_size) * n // placement.ranks)
     budget = 0 if config.reference_compat else actor.ppo_max_token_len_per_gpu
-    rows = max(unit, min(budget // (prompt.least + response), share) // unit * unit)
     teacher = actor.self_distillation.max_reprompt_len if method.distils else prompt.most
     longest = max(unit, min(budget // (max(teacher, prompt.most) + response), share) // unit * unit)
+    # In a packed row the rollouts of a group share its prompt.
+    alike = n if is_packed(config) else 1
+    fitting = [rows for rows in range(1, share + 1) if -(-rows // alike) * prompt.least + rows * response <= budget]
+    rows = max(unit, max(fitting, default=0) // unit * unit)
     return [
-        MicroBatch(rows, prompt.least, response),
-        MicroBatch(longest, prompt.most, response),
+        MicroBatch(rows, -(-rows // alike), prompt.least, response),
+        MicroBatch(longest, longest, prompt.most, response),
     ]
 
 
@@ -185,17 +224,21 @@ def actor_plans(config: Config, placement: Placement, models: Models, prompt: Sp
     """What decides the memory of an actor process, for each of the worst micro-batches."""
     method, kind = method_settings(config), teacher_settings(config).kind
     beside = method.has_reference or (method.distils and kind != "live" and not placement.teachers)
-    topk, model = config.actor_rollout_ref.actor.self_distillation.distillation_topk, config.actor_rollout_ref.model
+    loss, model = loss_settings(config), config.actor_rollout_ref.model
     return [
         ActorPlan(
             student=models.student,
             beside=(models.teacher if method.distils else models.student) if beside else None,
             method=method,
-            whole_vocabulary=topk is None or topk >= models.student.vocabulary,
+            topk=loss.divergence.topk,
+            union=loss.divergence.support == "union",
+            mixes=kind == "trust-region",
             distant=bool(placement.teachers),
             ranks=placement.ranks,
             on_gpu=placement.device == "cuda",
             recompute=model.enable_gradient_checkpointing,
+            packed=is_packed(config),
+            fused=loss.head == "fused",
             eager=model.attn_implementation == "eager",
             micro_batch=batch,
         )
@@ -245,9 +288,17 @@ def holders(config: Config, placement: Placement, models: Models, prompt: Spread
 
 def distant_parts(config: Config, models: Models, prompt: Spread, placement: Placement) -> dict[str, float]:
     """Bytes by part of a teacher with a placement of its own, on a GPU."""
-    most = max(batch.response_tokens for batch in worst_micro_batches(config, prompt, placement))
-    logits = 2.5 * FP32 * most * models.teacher.vocabulary
-    return {"weights (bf16)": 2.0 * models.teacher.parameters, "logits": logits, "CUDA context": CONTEXT}
+    plan = max(actor_plans(config, placement, models, prompt), key=lambda plan: plan.micro_batch.response_tokens)
+    way = replace(plan.way, hidden=models.teacher.hidden, vocabulary=models.teacher.vocabulary, mixes=False)
+    if plan.fused:
+        logits = forward_bytes(replace(way, union=False))
+    else:
+        logits = 2.5 * FP32 * way.tokens * way.vocabulary
+    return {
+        "weights (bf16)": 2.0 * models.teacher.parameters,
+        "states and logits": way.states + logits,
+        "CUDA context": CONTEXT,
+    }
 
 
 def cache_tokens(config: Config, placement: Placement, models: Models, device: Device) -> float:
@@ -276,7 +327,9 @@ def cost_of(
         teacher_prompt=max(lengths.teacher_prompt, lengths.prompt.mean),
         response=lengths.response,
         teacher_forwards=teacher_forwards(config),
-        forwarded=plan.forwarded_tokens / plan.asked_tokens,
+        student_tokens=plan.student_tokens,
+        teacher_tokens=plan.teacher_tokens,
+        fused=config.actor_rollout_ref.model.use_fused_kernels,
         epochs=config.actor_rollout_ref.actor.ppo_epochs,
         scored_first=plan.optimizer_steps > 1,
         micro_batches=plan.micro_batches,
@@ -351,6 +404,6 @@ def assumed_lengths(config: Config, prompt: Spread, contexts: Contexts | None, r
     if contexts is not None:
         return Lengths(prompt, contexts.lengths.mean, response)
     if not method.distils or distill.view == "prompt":
-        return Lengths(prompt, prompt.mean if teacher_forwards(config) else 0.0, response)
+        return Lengths(prompt, 0.0, response)
     peers = sum((distill.include_primary_solution, distill.include_another_solution, distill.include_failure_solution))
     return Lengths(prompt, float(min(prompt.mean + peers * response, distill.max_reprompt_len)), response)

@@ -1,25 +1,18 @@
 """Bytes that an actor process holds at its peak, by part; docs/planning.md derives every term.
 
-The terms follow what the code keeps alive: `forward.py` (logits of response positions, in fp32), `objectives.py` (whole
-[B, T, V] tensors, no chunks), `workers/policy.py` (teacher first, then student, both held through the backward pass)
-and FSDP2 (layers gathered one by one, the rest from forward to backward).
+The terms follow what the code keeps alive: `layout.py` (packed or padded rows), `planning/vocabulary.py` (the loss),
+`workers/views.py` (teacher first, then student, both output matrices held through the loss) and FSDP2 (layers gathered
+one by one, the rest from forward to backward).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mopd.methods import Method
 from trainer.parts import PROVED_ROLLOUTS, PROVED_TOKENS
 from trainer.planning.architecture import Architecture
-
-FP32 = 4
-LOGIT_COPIES = {"divergence": 6.0, "sampled_token": 5.0, "policy": 4.0, "preference": 4.0, "likelihood": 4.0}
-"""fp32 tensors of [tokens, V] alive at once, by signal: student and teacher, what the loss saves, and temporaries."""
-WHOLE_VOCABULARY_COPIES = 14.0
-"""The same where the divergence is taken over the whole vocabulary."""
-HELD_LOGITS = {"divergence": 2.0, "sampled_token": 2.0, "policy": 1.0, "preference": 1.0, "likelihood": 1.0}
-"""Of these, held while the layers' gradients are computed."""
+from trainer.planning.vocabulary import FP32, Way, backward_bytes, forward_bytes
 
 
 @dataclass(frozen=True)
@@ -27,18 +20,25 @@ class MicroBatch:
     """The largest micro-batch, all of whose sequences are of one length."""
 
     rows: int
+    prompts: int
+    """Different prompts of the student's: as many as rows, or fewer where a group shares one."""
     prompt: int
     """Tokens of the student's prompt."""
     response: int
 
     @property
-    def student_tokens(self) -> int:
-        """Tokens of the student's forward pass."""
+    def padded_tokens(self) -> int:
+        """Tokens of the student's forward pass in padded rows; the keys that the tokens of a packed row attend to."""
         return self.rows * (self.prompt + self.response)
 
     @property
+    def packed_tokens(self) -> int:
+        """Tokens of the student's forward pass in a packed row: every prompt once, no response's last token."""
+        return self.prompts * self.prompt + self.rows * (self.response - 1)
+
+    @property
     def response_tokens(self) -> int:
-        """Tokens whose logits are made."""
+        """Tokens that go through the vocabulary."""
         return self.rows * self.response
 
 
@@ -50,14 +50,22 @@ class ActorPlan:
     beside: Architecture | None
     """The teacher, or the reference, where it lies beside the student; None where there is none."""
     method: Method
-    whole_vocabulary: bool
-    """Whether the divergence is taken over the whole vocabulary."""
+    topk: int | None
+    """Entries that a divergence compares; None for the whole vocabulary."""
+    union: bool
+    """Whether both models choose them."""
+    mixes: bool
+    """Whether the teacher is a mixture of two models."""
     distant: bool
     """Whether the teacher answers from elsewhere."""
     ranks: int
     on_gpu: bool
     recompute: bool
     """Gradient checkpointing."""
+    packed: bool
+    """Whether rows are packed into one."""
+    fused: bool
+    """Whether the loss goes through the vocabulary by parts."""
     eager: bool
     """Attention that keeps its [L, L] weights."""
     micro_batch: MicroBatch
@@ -67,17 +75,46 @@ class ActorPlan:
         """Bytes of an element in forward passes."""
         return 2 if self.on_gpu else FP32
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the student's forward pass."""
+        return self.micro_batch.packed_tokens if self.packed else self.micro_batch.padded_tokens
+
+    @property
+    def whole_vocabulary(self) -> bool:
+        """Whether the divergence is taken over the whole vocabulary."""
+        return self.method.signal == "divergence" and (self.topk is None or self.topk >= self.student.vocabulary)
+
+    @property
+    def way(self) -> Way:
+        """The micro-batch's way through the vocabulary."""
+        compares = self.method.signal == "divergence"
+        return Way(
+            fused=self.fused,
+            signal=self.method.signal,
+            entries=(self.topk or 1) * (2 if self.union else 1) if compares else 1,
+            whole=self.whole_vocabulary,
+            union=self.union and compares and not self.distant,
+            other=not self.distant and (self.method.distils or self.method.has_reference),
+            mixes=self.mixes and self.method.distils,
+            tokens=self.micro_batch.response_tokens,
+            hidden=self.student.hidden,
+            vocabulary=self.student.vocabulary,
+            element=self.element,
+            device="cuda" if self.on_gpu else "cpu",
+        )
+
 
 def memory_of(plan: ActorPlan) -> dict[str, float]:
     """Bytes by part at the peak of a step, on one rank.
 
-    The peak is the largest of five moments: the loss (all copies of the logits), the backward pass through a layer, its
-    end at the embedding, the optimiser's step, and publishing, when there are no gradients. Parts of the other moments
-    do not appear. A checkpoint that is being written comes on top: see `staged`.
+    The peak is the largest of seven moments: the loss, its way back to the hidden states, the backward pass through a
+    layer, its end at the embedding, the optimiser's step, and publishing and proving it, when there are no gradients.
+    Parts of the other moments do not appear. A checkpoint that is being written comes on top: see `staged`.
     """
     steady = steady_parts(plan)
-    update = (loss_moment(plan), layer_moment(plan), root_moment(plan), optimizer_moment(plan))
-    moments = [{**steady, **moment} for moment in (*update, publish_moment(plan))]
+    update = (loss_moment(plan), head_moment(plan), layer_moment(plan), root_moment(plan), optimizer_moment(plan))
+    moments = [{**steady, **moment} for moment in (*update, publish_moment(plan), proof_moment(plan))]
     peak: dict[str, float] = max(moments, key=total)
     return peak
 
@@ -96,32 +133,20 @@ def steady_parts(plan: ActorPlan) -> dict[str, float]:
     return parts
 
 
-def logits_bytes(plan: ActorPlan) -> float:
-    """One fp32 tensor of [response tokens, V]."""
-    return float(FP32 * plan.micro_batch.response_tokens * plan.student.vocabulary)
-
-
-def logit_copies(plan: ActorPlan) -> tuple[float, float]:
-    """Copies of the logits alive in the loss, and while layers are differentiated."""
-    signal, held = plan.method.signal, HELD_LOGITS[plan.method.signal]
-    copies = LOGIT_COPIES[signal]
-    if signal == "divergence" and plan.whole_vocabulary:
-        copies = WHOLE_VOCABULARY_COPIES
-    if plan.method.has_reference:
-        return copies + 1, held + 1
-    return (copies - 1, held - 1) if plan.distant else (copies, held)
-
-
-def layer_activation(model: Architecture, element: int) -> float:
-    """Bytes that one layer keeps per token for its backward pass.
+def layer_activation(plan: ActorPlan) -> float:
+    """Bytes that one layer keeps for its backward pass, attention weights left out.
 
     Norms run in fp32 and keep their input as such, beside the normalised value and the scaled one; attention keeps
-    query, key, value and its output, the feed-forward part four tensors of its width.
+    query, key, value and its output, the feed-forward part four tensors of its width. For a packed row on a GPU the
+    keys and values of a prompt are copied for each response.
     """
+    model, element = plan.student, plan.element
     norms = 2 * model.hidden * (FP32 + 2 * element)
     queries = model.query_width * (FP32 + 3 * element)
-    keys = model.kv_width * (FP32 + 3 * element)
-    return float(norms + queries + keys + 4 * model.intermediate * element)
+    keys = model.kv_width * (FP32 + element)
+    attended = plan.micro_batch.padded_tokens if plan.packed and plan.on_gpu else plan.tokens
+    wide = 4 * model.intermediate * element
+    return float(plan.tokens * (norms + queries + keys + wide) + attended * 2 * model.kv_width * element)
 
 
 def attention_weights(plan: ActorPlan, length: int) -> float:
@@ -132,19 +157,17 @@ def attention_weights(plan: ActorPlan, length: int) -> float:
 
 
 def kept_activations(plan: ActorPlan) -> float:
-    """Bytes kept from the student's forward pass until its backward pass."""
+    """Bytes kept from the student's forward pass until its backward pass, the gathered hidden states among them."""
     model, batch = plan.student, plan.micro_batch
-    ends = model.hidden * (batch.student_tokens * (FP32 + 2 * plan.element) + batch.response_tokens * plan.element)
+    ends = model.hidden * (plan.tokens * (FP32 + 2 * plan.element) + batch.response_tokens * plan.element)
     if plan.recompute:
-        return float(ends + model.layers * batch.student_tokens * model.hidden * plan.element)
+        return float(ends + model.layers * plan.tokens * model.hidden * plan.element)
     return ends + model.layers * one_layer(plan)
 
 
 def one_layer(plan: ActorPlan) -> float:
     """Bytes that one layer of the student keeps for the micro-batch."""
-    batch = plan.micro_batch
-    length = batch.prompt + batch.response
-    return batch.student_tokens * layer_activation(plan.student, plan.element) + attention_weights(plan, length)
+    return layer_activation(plan) + attention_weights(plan, plan.micro_batch.prompt + plan.micro_batch.response)
 
 
 def gathered(plan: ActorPlan) -> float:
@@ -157,25 +180,35 @@ def gathered(plan: ActorPlan) -> float:
 
 
 def loss_moment(plan: ActorPlan) -> dict[str, float]:
-    """Where all copies of the logits are alive: the end of the loss and the beginning of its backward pass."""
-    copies, _ = logit_copies(plan)
+    """The end of the loss: the student's weights outside the layers are whole, and the teacher's."""
+    beside = 0 if plan.beside is None else plan.beside.root
     return {
         "activations": kept_activations(plan),
-        "logits and divergence": copies * logits_bytes(plan),
-        "gathered weights, buffers": gathered(plan),
+        "logits and divergence": forward_bytes(plan.way),
+        "gathered weights, buffers": float(plan.element * (plan.student.root + beside)),
+    }
+
+
+def head_moment(plan: ActorPlan) -> dict[str, float]:
+    """The beginning of the backward pass; the teacher's weights are needed again only for whole distributions."""
+    again = plan.beside is not None and plan.whole_vocabulary
+    roots = plan.student.root + (plan.beside.root if again and plan.beside is not None else 0)
+    return {
+        "activations": kept_activations(plan),
+        "logits and divergence": backward_bytes(plan.way),
+        "gathered weights, buffers": float(plan.element * roots),
     }
 
 
 def layer_moment(plan: ActorPlan) -> dict[str, float]:
     """In the backward pass, where gradients of the output layer and of one layer wait to be reduced."""
-    model, batch = plan.student, plan.micro_batch
-    _, held = logit_copies(plan)
+    model = plan.student
     activations = kept_activations(plan) + (one_layer(plan) if plan.recompute else 0)
-    flowing = batch.student_tokens * plan.element * (3 * model.intermediate + 3 * model.hidden)
-    reducing = (plan.element + 2 * FP32) * model.layer + plan.element * model.hidden * model.vocabulary
+    flowing = plan.tokens * plan.element * (3 * model.intermediate + 3 * model.hidden)
+    reducing = (plan.element + 2 * FP32) * model.layer + plan.way.matrix
     return {
         "activations": activations + flowing,
-        "logits and divergence": held * logits_bytes(plan),
+        "logits and divergence": plan.way.others,
         "gathered weights, buffers": gathered(plan) + reducing,
     }
 
@@ -186,14 +219,13 @@ def root_moment(plan: ActorPlan) -> dict[str, float]:
     A tied embedding has two gradients, until they are added. Then the weights are given up, and the gradients copied
     into the message that is reduced; last come message and answer.
     """
-    _, held = logit_copies(plan)
     passing = (
         plan.element * (3 if plan.student.tied else 2),
         plan.element + FP32,
         FP32 * (1 + 1 / plan.ranks),
     )
     return {
-        "logits and divergence": held * logits_bytes(plan),
+        "logits and divergence": plan.way.others + plan.way.states,
         "gathered weights, buffers": max(passing) * plan.student.root,
     }
 
@@ -205,10 +237,15 @@ def optimizer_moment(plan: ActorPlan) -> dict[str, float]:
 
 
 def publish_moment(plan: ActorPlan) -> dict[str, float]:
-    """The largest weight whole, in fp32 and as it is sent, and four copies of the logits that prove the publish."""
-    proof = 4.0 * FP32 * PROVED_ROLLOUTS * PROVED_TOKENS * plan.student.vocabulary
-    whole = (FP32 + plan.element) * plan.student.largest
-    return {"gradients": 0.0, "logits and divergence": proof, "gathered weights, buffers": float(whole)}
+    """The largest weight whole, in fp32 and as it is sent."""
+    return {"gradients": 0.0, "gathered weights, buffers": float((FP32 + plan.element) * plan.student.largest)}
+
+
+def proof_moment(plan: ActorPlan) -> dict[str, float]:
+    """The log-probs that prove a publish: of some tokens, without gradient."""
+    way = replace(plan.way, signal="policy", entries=1, whole=False, union=False, other=False, mixes=False)
+    proof = forward_bytes(replace(way, tokens=PROVED_ROLLOUTS * PROVED_TOKENS))
+    return {"gradients": 0.0, "logits and divergence": proof, "gathered weights, buffers": gathered(plan)}
 
 
 def staged(plan: ActorPlan, *, follows: bool) -> tuple[float, float]:

@@ -100,8 +100,8 @@ def packing_table(plan: Plan) -> Table | None:
         "micro-batches of a rank", *[f"{one.micro_batches}, of {one.largest} rollouts at most" for one in plan.packing]
     )
     table.add_row("tokens forwarded", *[f"{one.forwarded_tokens:,}" for one in plan.packing])
-    padding = [f"{1 - one.asked_tokens / one.forwarded_tokens:.0%}" for one in plan.packing]
-    table.add_row("padding among them", *padding)
+    saved = [f"{one.forwarded_tokens / one.asked_tokens - 1:+.0%}" for one in plan.packing]
+    table.add_row("against every rollout alone", *saved)
     return table
 
 

@@ -15,19 +15,19 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from mopd.types import FloatArray, Group, Rollout, Segment
-from trainer.assemble import build_parts, context_builder, custom_reward
+from trainer.assemble import build_parts, context_builder, custom_reward, packing_of
 from trainer.checkpoint import Checkpoint
 from trainer.config.schema import Config
 from trainer.contexts import Context
 from trainer.errors import BadInputError
 from trainer.inputs import MODEL_KEY, TEACHER_KEY, load_renderers, model_faults, summary_instruction, too_few
-from trainer.packing import Packing, Sample
+from trainer.packing import Sample
 from trainer.parts import Learned, Parts
 from trainer.prompts import load
 from trainer.replaying.records import PastRun, PastStep, outcome_of
 from trainer.schedule import Schedule
 from trainer.services import Asked, Policy
-from trainer.settings import loss_settings, optim_settings, teacher_settings
+from trainer.settings import loss_settings, optim_settings, teacher_forwards, teacher_settings
 from trainer.tracking import Journal
 from trainer.workers.policy import PolicyWorker
 
@@ -162,15 +162,11 @@ def local_policy(config: Config, workers: Sequence[PolicyWorker]) -> LocalPolicy
         workers,
         epochs=actor.ppo_epochs,
         mini_batch_rollouts=min(actor.ppo_mini_batch_size, data.train_batch_size) * config.actor_rollout_ref.rollout.n,
-        packing=Packing(
-            budget=actor.ppo_max_token_len_per_gpu,
-            denominator=loss.denominator,
-            whole_groups=loss.method.pairs,
-            published=config.reference_compat,
-        ),
+        packing=packing_of(config, loss),
         lr_at=optim_settings(config).rate,
         deadline_s=config.trainer.deadline_s,
         counts=loss.counts,
+        teacher_forwards=teacher_forwards(config),
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,22 +15,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
 
 from mopd.importance import mismatch
-from mopd.losses import token_logprobs
-from mopd.support import TeacherAnswer
-from mopd.teacher import ema_, trust_region_logits
+from mopd.teacher import ema_
 from mopd.types import FloatArray, IntArray
 from trainer import failpoints, fsdp
-from trainer.forward import ResponseScorer, TokenBatch, batch_of, fitted, padded, step_rows
+from trainer.accounting import Account, Tally, pass_over
+from trainer.attention import PACKED
+from trainer.forward import ResponseScorer, padded, step_rows
+from trainer.layout import TokenBatch, batch_of
 from trainer.meters import Meter, record_mismatch
 from trainer.objectives import LossSettings, Targets, contribution
 from trainer.packing import MiniBatch, Sample, loss_mask
 from trainer.rendezvous import open_store
+from trainer.scores import HEADS, States
 from trainer.weights import LINKS, Link, Transfer, responses_of
 from trainer.workers.state import Saving, StateKeeper
-from trainer.workers.teacher import DistantTeacher, no_answer, question_of, waits_for_student
+from trainer.workers.teacher import DistantTeacher
+from trainer.workers.views import TeacherSettings, Views, chosen_of
 
 PATIENCE_S = 30.0
 """How much longer a rank waits for the others than the controller waits for it."""
@@ -51,18 +54,6 @@ class OptimSettings:
 
 
 @dataclass(frozen=True)
-class TeacherSettings:
-    """Who answers on the teacher's view."""
-
-    kind: Literal["ema", "frozen", "live", "trust-region"]
-    """The student's moving average, the initial model, the student as it is, or a mixture of the last two's logits."""
-    rate: float
-    """Share of the student that is taken in: by the average after each step, by the mixture at each token."""
-    model_path: str | None
-    """Folder of another model; None where the student teaches itself."""
-
-
-@dataclass(frozen=True)
 class Update:
     """What one rank reports of a step."""
 
@@ -75,8 +66,8 @@ class Update:
     """Optimiser steps not taken because the gradient was not finite."""
     divergences: dict[int, FloatArray]
     """Per-token divergence [T] of the rollouts asked for, by index."""
-    tokens_forwarded: int
-    """Tokens of all forward passes, padding included."""
+    tally: Tally
+    """What was forwarded, and how long each phase took."""
     seconds: float
 
 
@@ -103,9 +94,10 @@ class PolicyWorker:
         self.rank, self.ranks, self.deadline_s = rank, ranks, deadline_s
         self.device = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
         self.model_path, self.attn_implementation = model_path, attn_implementation
+        self.packed = attn_implementation == PACKED
         self.gradient_checkpointing = gradient_checkpointing
         self.loss, self.optim, self.teaching = loss, optim, teacher
-        self.step, self.tokens_forwarded = 0, 0
+        self.step = 0
         self.link: Link | None = None
         torch.manual_seed(seed)
 
@@ -145,7 +137,8 @@ class PolicyWorker:
             betas=self.optim.betas,
             weight_decay=self.optim.weight_decay,
         )
-        self.vocabulary = int(self.student.model.config.vocab_size)
+        models = (self.student, self.teacher, self.distant)
+        self.views = Views(*models, self.loss, self.teaching, self.device, self.packed, Account(self.device))
         self.keeper = StateKeeper(self.rank, self.ranks, self.deadline_s)
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         return {"torch": torch.__version__, "parameters": parameters}
@@ -171,26 +164,38 @@ class PolicyWorker:
             ours = self.logprobs(sequences)
         return ours, [] if self.link is None else self.link.answers()
 
-    @torch.no_grad()
     def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         """The student's log-probs [L - 1] of every token [L] after the first, at temperature 1."""
         if not sequences:
             return []
-        batch = batch_of([tokens[:1] for tokens in sequences], [tokens[1:] for tokens in sequences], self.device)
-        logits = self.forward(self.student, batch) * self.loss.temperature
-        rows = token_logprobs(logits, batch.tokens).cpu().numpy()
-        return [row[: len(tokens) - 1] for row, tokens in zip(rows, sequences, strict=True)]
+        prompts, rest = [tokens[:1] for tokens in sequences], [tokens[1:] for tokens in sequences]
+        values = self.score(batch_of(prompts, rest, self.device, packed=self.packed), 1.0)
+        return np.split(values, np.cumsum([len(tokens) for tokens in rest])[:-1])
 
     def responses(self, backend: str) -> dict[str, FloatArray]:
         """How every weight answers the probe, on rank 0. A collective: all ranks call it."""
         return responses_of(fsdp.full_weights(self.student), LINKS[backend].dtype)
 
     @torch.no_grad()
-    def score(self, batch: TokenBatch) -> list[FloatArray]:
-        """The student's log-probs [T] of each response of a batch."""
-        rows = token_logprobs(self.forward(self.student, batch), batch.tokens).cpu().numpy()
-        lengths = batch.present.sum(-1).int().tolist()
-        return [row[:length].copy() for row, length in zip(rows, lengths, strict=True)]
+    def score(self, batch: TokenBatch, temperature: float) -> FloatArray:
+        """The student's log-probs [M] of a batch's response tokens."""
+        with self.views.reading(self.student, batch) as hidden:
+            states = States(hidden, self.student.head)
+            found = HEADS[self.loss.head].logprobs(states, batch.tokens, temperature)
+        values: FloatArray = found.logprobs.float().cpu().numpy()
+        return values
+
+    def score_again(self, micro_batch: Sequence[Sample]) -> list[FloatArray]:
+        """The log-probs [T] of a micro-batch's responses before anything changes; 0 for tokens that do not count."""
+        whole = self.views.lay_out(micro_batch)
+        chosen = chosen_of(micro_batch, self.device)
+        batch = whole.only(chosen)
+        self.views.account.forwarded("student", pass_over(batch, micro_batch, on_view=False))
+        with self.views.account.turn("forward"):
+            values = self.score(batch, self.loss.temperature)
+        rows = np.zeros(len(chosen), dtype=np.float32)
+        rows[chosen.cpu().numpy()] = values
+        return np.split(rows, np.cumsum([len(sample.response_ids) for sample in micro_batch])[:-1])
 
     def update(self, mini_batches: Sequence[MiniBatch], step: int, record: frozenset[int]) -> Update:
         """One training step: an optimiser step per mini-batch, then one of the teacher.
@@ -198,14 +203,14 @@ class PolicyWorker:
         With more than one mini-batch the first policy's log-probs are taken before anything changes.
         """
         started = time.perf_counter()
-        self.step, self.tokens_forwarded = step, 0
+        self.step, self.views.account = step, Account(self.device)
         self.loss_sum = 0.0
         meter, skipped = Meter(), 0
         norms: list[float] = []
         divergences: dict[int, FloatArray] = {}
         old = [
             [
-                self.score(self.lay_out(micro_batch, teacher=False)) if len(mini_batches) > 1 else None
+                self.score_again(micro_batch) if len(mini_batches) > 1 else None
                 for micro_batch in mini_batch.micro_batches
             ]
             for mini_batch in mini_batches
@@ -218,20 +223,23 @@ class PolicyWorker:
             parts = zip(mini_batch.micro_batches, old_rows, mini_batch.denominators, strict=True)
             for micro_batch, rows, denominator in parts:
                 divergences |= self.accumulate(micro_batch, rows, denominator, meter, record)
-            norm = fsdp.gradient_norm(self.student, self.optim.grad_clip)
-            norms.append(norm)
-            # The norm is that of all ranks, so that all take or skip the step alike.
-            if np.isfinite(norm):
-                self.optimizer.step()
-            else:
-                skipped += 1
-            self.optimizer.zero_grad(set_to_none=True)
+            with self.views.account.turn("optimiser"):
+                norm = fsdp.gradient_norm(self.student, self.optim.grad_clip)
+                norms.append(norm)
+                # The norm is that of all ranks, so that all take or skip the step alike.
+                if np.isfinite(norm):
+                    self.optimizer.step()
+                else:
+                    skipped += 1
+                self.optimizer.zero_grad(set_to_none=True)
             failpoints.hit("step.after_opt", step=step, rank=self.rank)
         follows = self.loss.method.distils and self.teaching.kind == "ema"
         if self.teacher is not None and follows and len(norms) > skipped:
-            ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teaching.rate)
+            with self.views.account.turn("optimiser"):
+                ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teaching.rate)
+        tally = self.views.account.closed()
         seconds = time.perf_counter() - started
-        return Update(meter, self.loss_sum, tuple(norms), skipped, divergences, self.tokens_forwarded, seconds)
+        return Update(meter, self.loss_sum, tuple(norms), skipped, divergences, tally, seconds)
 
     def accumulate(
         self,
@@ -242,14 +250,20 @@ class PolicyWorker:
         record: frozenset[int],
     ) -> dict[int, FloatArray]:
         """Adds one micro-batch's gradient; returns the per-token divergences asked for."""
-        batch = self.lay_out(micro_batch, teacher=False)
-        student_logits, teacher = self.compare(micro_batch, batch)
-        targets = self.targets_of(micro_batch, batch, old_rows)
-        part = contribution(student_logits, teacher, targets, self.loss, denominator)
-        loss = part.loss * failpoints.factor("step.loss", step=self.step, rank=self.rank)
-        self.loss_sum += float(loss.detach())
-        # FSDP averages gradients over ranks; the parts are to be added.
-        (loss * self.ranks).backward()
+        view = self.views.lay_out(micro_batch)
+        targets = self.targets_of(micro_batch, view, old_rows)
+        batch = view.only(chosen_of(micro_batch, self.device))
+        with ExitStack() as held:
+            student, teacher = self.views.states_of(micro_batch, batch, held)
+            with self.views.account.turn("loss"):
+                part = contribution(student, teacher, batch.tokens, targets, self.loss, denominator)
+            if self.loss.divergence.topk is not None:
+                held.close()  # the teacher's weights have said what they have to say
+            loss = part.loss * failpoints.factor("step.loss", step=self.step, rank=self.rank)
+            self.loss_sum += float(loss.detach())
+            # FSDP averages gradients over ranks; the parts are to be added.
+            with self.views.account.turn("backward"):
+                (loss * self.ranks).backward()
         gap = (part.old_logprobs - targets.sampler_logprobs).abs()
         meter.peak("rollout_corr/logprob_max_abs_diff", gap, targets.mask)
         meter.add("rollout_corr/logprob_mean_abs_diff", gap, targets.mask)
@@ -279,7 +293,6 @@ class PolicyWorker:
         """The loss's inputs of a micro-batch."""
         stepped = any(sample.step_ids is not None for sample in micro_batch)
         return Targets(
-            tokens=batch.tokens,
             mask=padded([loss_mask(sample) for sample in micro_batch], batch.present),
             advantages=padded([sample.streams.advantages for sample in micro_batch], batch.present),
             sampler_logprobs=padded([sample.sampler_logprobs for sample in micro_batch], batch.present),
@@ -288,62 +301,6 @@ class PolicyWorker:
             rewards=torch.tensor([sample.reward for sample in micro_batch] or [float("nan")]),
             groups=[sample.group for sample in micro_batch] or [0],
         )
-
-    def compare(self, micro_batch: Sequence[Sample], batch: TokenBatch) -> tuple[Tensor, Tensor | TeacherAnswer | None]:
-        """The student's logits [B, T, V], with gradient, and what the teacher says of the same tokens.
-
-        A teacher elsewhere is asked as early as can be. A rank without work has no question.
-        """
-        if self.distant is None:
-            teacher = self.teach(micro_batch)
-            return self.forward(self.student, batch), teacher
-        if not micro_batch:
-            return self.forward(self.student, batch), no_answer(batch.tokens)
-        view = self.lay_out(micro_batch, teacher=True).to(torch.device("cpu"))
-        self.tokens_forwarded += view.input_ids.numel()
-        early = not waits_for_student(self.loss)
-        pending = self.distant.ask(question_of(view, None, self.loss, self.vocabulary)) if early else None
-        student_logits = self.forward(self.student, batch)
-        if not early:
-            pending = self.distant.ask(question_of(view, student_logits, self.loss, self.vocabulary))
-        return student_logits, self.distant.answer(pending, self.device)
-
-    @torch.no_grad()
-    def teach(self, micro_batch: Sequence[Sample]) -> Tensor | None:
-        """The teacher's tempered logits [B, T, V] on its views, or the reference's on the student's prompts."""
-        if self.loss.method.has_reference and self.teacher is not None:
-            return self.forward(self.teacher, self.lay_out(micro_batch, teacher=False))
-        if not self.loss.method.distils:
-            return None
-        view = self.lay_out(micro_batch, teacher=True)
-        if self.teacher is None:
-            return self.forward(self.student, view)
-        logits = self.forward(self.teacher, view)
-        if self.teaching.kind == "trust-region":
-            return trust_region_logits(logits, self.forward(self.student, view), self.teaching.rate)
-        return logits if self.teaching.model_path is None else fitted(logits, self.vocabulary)
-
-    def lay_out(self, micro_batch: Sequence[Sample], *, teacher: bool) -> TokenBatch:
-        """The micro-batch behind the student's or the teacher's prompts; an empty one becomes a single token.
-
-        A rank without work forwards that token all the same: the other ranks wait for it.
-        """
-        if not micro_batch:
-            return batch_of([np.zeros(1, dtype=np.int32)], [np.zeros(1, dtype=np.int32)], self.device)
-        prompts = [
-            sample.teacher_prompt_ids if teacher and sample.teacher_prompt_ids is not None else sample.prompt_ids
-            for sample in micro_batch
-        ]
-        return batch_of(prompts, [sample.response_ids for sample in micro_batch], self.device)
-
-    def forward(self, scorer: ResponseScorer, batch: TokenBatch) -> Tensor:
-        """Tempered logits [B, T, V] of the responses."""
-        self.tokens_forwarded += batch.input_ids.numel()
-        logits: Tensor = scorer(batch, self.loss.temperature)
-        if not torch.is_grad_enabled():
-            # FSDP keeps the outermost weights gathered for a backward pass, which does not come.
-            cast(FSDPModule, scorer).reshard()
-        return logits
 
     def weights(self) -> dict[str, Tensor]:
         """The student's whole weights by name on rank 0, nothing on the others. A collective: all ranks call it."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mopd.types import FloatArray, IntArray
+from trainer.garbage import uncollected
 from trainer.workers.sampler_types import Fingerprint, Request, Response, SamplingSettings
 
 CPU_BATCHED_TOKENS = 8192
@@ -34,10 +35,11 @@ class SamplerWorker:
         transfer_backend: str,
     ) -> None:
         # Here and not above: whoever only names this class need not wait for the engine's import.
-        import vllm
-        from vllm.config import WeightTransferConfig
+        with uncollected():  # afterwards the engine collects garbage several times while it starts
+            import vllm
+            from vllm.config import WeightTransferConfig
 
-        from trainer.workers import sampler_transfer
+            from trainer.workers import sampler_transfer
 
         on_cpu = device == "cpu"
         # On CPU a prompt goes in whole: the engine rewinds a seeded generator after a partial prompt,
@@ -93,6 +95,7 @@ class SamplerWorker:
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 max_tokens=settings.max_tokens,
+                ignore_eos=settings.ignore_eos,
                 seed=request.seed,
                 logprobs=0,
             )

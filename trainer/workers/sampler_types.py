@@ -16,6 +16,8 @@ class SamplingSettings:
     temperature: float
     top_p: float
     max_tokens: int
+    ignore_eos: bool = False
+    """Goes on to `max_tokens` whatever is sampled: responses of one length, as benchmarks want."""
 
 
 @dataclass(frozen=True)

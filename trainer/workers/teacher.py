@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mopd.support import TeacherAnswer, answer_of, own_ids, shares
+from mopd.support import TeacherAnswer, shares
 from trainer import cluster, fsdp
-from trainer.forward import ResponseScorer, TokenBatch, fitted
+from trainer.forward import ResponseScorer
+from trainer.layout import TokenBatch
 from trainer.objectives import LossSettings
+from trainer.scores import HEADS, HeadName, States
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,13 @@ class Question:
     batch: TokenBatch
     """The responses behind the teacher's prompts."""
     asked: Tensor
-    """[B, T, K] int32, the entries that the student chose; K may be 0."""
+    """[M, K] int32, the entries that the student chose; K may be 0."""
     own: int
     """How many entries the teacher adds at every token: its likeliest."""
     temperature: float
     vocabulary: int
     """How many logits the student has."""
+    head: HeadName
 
 
 class TeacherWorker:
@@ -43,9 +46,11 @@ class TeacherWorker:
 
     @torch.no_grad()
     def answer(self, question: Question) -> TeacherAnswer:
-        """Ids (int32) and log-probs (fp32) [B, T, K + own] of the entries asked for, on the CPU."""
-        logits = self.scorer(question.batch.to(self.device), question.temperature)
-        answer = answer_of(fitted(logits, question.vocabulary), question.asked.to(self.device), question.own)
+        """Ids (int32) and log-probs (fp32) [M, K + own] of the entries asked for, on the CPU."""
+        states = States(self.scorer(question.batch.to(self.device)), self.scorer.head)
+        asked = question.asked.to(self.device)
+        head = HEADS[question.head]
+        answer = head.answer(states, asked, question.own, question.vocabulary, question.temperature)
         return TeacherAnswer(answer.ids.int().cpu(), answer.logprobs.float().cpu())
 
 
@@ -85,27 +90,29 @@ def place_teachers(count: int, num_gpus: float, deadline_s: float, **arguments: 
 
 
 def waits_for_student(loss: LossSettings) -> bool:
-    """True where the student's logits decide what the teacher is asked."""
-    return loss.method.signal == "divergence" and loss.support != "teacher"
+    """True where the student decides what the teacher is asked."""
+    return loss.method.signal == "divergence" and loss.divergence.support != "teacher"
 
 
-def question_of(batch: TokenBatch, student_logits: Tensor | None, loss: LossSettings, vocabulary: int) -> Question:
+@torch.no_grad()
+def question_of(batch: TokenBatch, student: States | None, loss: LossSettings, vocabulary: int) -> Question:
     """What the loss needs to know of the teacher.
 
     Args:
-        batch: the responses behind the teacher's prompts, on the CPU.
-        student_logits: [B, T, V] at the same tokens; None is enough unless the question waits for the student.
-        vocabulary: V.
+        batch: the tokens that count behind the teacher's prompts, on the CPU.
+        student: of the same tokens; None is enough unless the question waits for the student.
+        vocabulary: how many logits the student has.
     """
     own = 0
-    asked = batch.tokens[..., None]
+    asked = batch.tokens[:, None]
     if loss.method.signal == "divergence":
-        assert loss.topk is not None, "the whole vocabulary is not asked for"
-        chosen, own = shares(loss.support, loss.topk)
-        asked = asked[..., :0] if student_logits is None else own_ids(student_logits, chosen)
-    return Question(batch, asked.int().cpu(), own, loss.temperature, vocabulary)
+        topk = loss.divergence.topk
+        assert topk is not None, "the whole vocabulary is not asked for"
+        chosen, own = shares(loss.divergence.support, topk)
+        asked = asked[:, :0] if student is None else HEADS[loss.head].ids(student, chosen)
+    return Question(batch, asked.int().cpu(), own, loss.temperature, vocabulary, loss.head)
 
 
 def no_answer(tokens: Tensor) -> TeacherAnswer:
-    """What stands for an answer where every token [B, T] is masked: nobody looks at it."""
-    return TeacherAnswer(torch.zeros_like(tokens)[..., None], torch.zeros_like(tokens, dtype=torch.float32)[..., None])
+    """What stands for an answer where no token [M] counts: nobody looks at it."""
+    return TeacherAnswer(torch.zeros_like(tokens)[:, None], torch.zeros_like(tokens, dtype=torch.float32)[:, None])

@@ -1,0 +1,166 @@
+"""What the models of one actor rank know of a micro-batch: the student's states and the teacher's of the same tokens.
+
+Models are forwarded here and nowhere else. Teacher first, then student: a sharded model's output matrix is whole from
+its forward pass until it is resharded, and the loss needs both at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from mopd.support import TeacherAnswer
+from trainer.accounting import Account, pass_over
+from trainer.forward import ResponseScorer
+from trainer.layout import TokenBatch, batch_of
+from trainer.objectives import LossSettings
+from trainer.packing import Sample, loss_mask
+from trainer.scores import States, mixed
+from trainer.workers.teacher import DistantTeacher, no_answer, question_of, waits_for_student
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Who answers on the teacher's view."""
+
+    kind: Literal["ema", "frozen", "live", "trust-region"]
+    """The student's moving average, the initial model, the student as it is, or a mixture of the last two's logits."""
+    rate: float
+    """Share of the student that is taken in: by the average after each step, by the mixture at each token."""
+    model_path: str | None
+    """Folder of another model; None where the student teaches itself."""
+
+
+@dataclass
+class Views:
+    """A rank's models, and the views that they have of a micro-batch."""
+
+    student: ResponseScorer
+    teacher: ResponseScorer | None
+    """The teacher beside the student, or the reference; None where there is none."""
+    distant: DistantTeacher | None
+    loss: LossSettings
+    teaching: TeacherSettings
+    device: torch.device
+    packed: bool
+    """Each distinct prompt once, without padding; else padded rows."""
+    account: Account
+    """Counts what is forwarded."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits the student has."""
+        return int(self.student.model.config.vocab_size)
+
+    def states_of(
+        self, micro_batch: Sequence[Sample], batch: TokenBatch, held: ExitStack
+    ) -> tuple[States, States | TeacherAnswer | None]:
+        """The student's states of the tokens that count, with gradient, and what the teacher says of them.
+
+        A teacher elsewhere is asked as early as can be. A rank without work has no question. The teacher's states hold
+        until `held` closes.
+        """
+        if self.distant is None:
+            with self.account.turn("teacher"):
+                teach = self.teachers(micro_batch, batch, held)
+            student = self.student_states(micro_batch, batch)
+            return student, teach(student.weight)
+        if not micro_batch:
+            return self.student_states(micro_batch, batch), no_answer(batch.tokens)
+        view = self.teacher_view(micro_batch).to(torch.device("cpu"))
+        self.account.forwarded("distant", pass_over(view, micro_batch, on_view=True))
+        early = not waits_for_student(self.loss)
+        pending = self.distant.ask(question_of(view, None, self.loss, self.vocabulary)) if early else None
+        student = self.student_states(micro_batch, batch)
+        if not early:
+            pending = self.distant.ask(question_of(view, student, self.loss, self.vocabulary))
+        with self.account.turn("teacher"):
+            return student, self.distant.answer(pending, self.device)
+
+    def teachers(
+        self, micro_batch: Sequence[Sample], batch: TokenBatch, held: ExitStack
+    ) -> Callable[[Tensor], States | None]:
+        """Forwards whoever teaches, or the reference; what they say, once the student's output matrix is at hand."""
+        teacher = self.teacher
+        if self.loss.method.has_reference and teacher is not None:
+            self.account.forwarded("teacher", pass_over(batch, micro_batch, on_view=False))
+            return beside(teacher, held.enter_context(self.reading(teacher, batch)))
+        if not self.loss.method.distils:
+            return lambda _: None
+        view = self.teacher_view(micro_batch)
+        work = pass_over(view, micro_batch, on_view=True)
+        if self.teaching.kind in ("live", "trust-region"):
+            self.account.forwarded("student", work)
+        if teacher is None:
+            own = self.own_view(view)
+            return lambda weight: States(own, weight.detach())
+        self.account.forwarded("teacher", work)
+        if self.teaching.kind != "trust-region":
+            return beside(teacher, held.enter_context(self.reading(teacher, view)))
+        own, rate = self.own_view(view), self.teaching.rate
+        said = beside(teacher, held.enter_context(self.reading(teacher, view)))
+        # The mixture (1 - rate) reference + rate student of logits, `mopd.teacher.trust_region_logits`.
+        return lambda weight: mixed([(said(weight), 1.0 - rate), (States(own, weight.detach()), rate)])
+
+    def own_view(self, view: TokenBatch) -> Tensor:
+        """The student's hidden states [M, H] on the teacher's view, without gradient."""
+        with self.reading(self.student, view) as hidden:
+            return hidden
+
+    def student_states(self, micro_batch: Sequence[Sample], batch: TokenBatch) -> States:
+        """The student's states, with gradient; its output matrix stays gathered until the backward pass."""
+        self.account.forwarded("trained", pass_over(batch, micro_batch, on_view=False))
+        with self.account.turn("forward"):
+            return States(self.student(batch), self.student.head)
+
+    def lay_out(self, micro_batch: Sequence[Sample]) -> TokenBatch:
+        """The micro-batch behind the student's prompts; an empty one becomes a single token.
+
+        A rank without work forwards that token all the same: the other ranks wait for it.
+        """
+        if not micro_batch:
+            zero = [np.zeros(1, dtype=np.int32)]
+            return batch_of(zero, zero, self.device, packed=self.packed)
+        prompts = [sample.prompt_ids for sample in micro_batch]
+        return batch_of(prompts, [sample.response_ids for sample in micro_batch], self.device, packed=self.packed)
+
+    def teacher_view(self, micro_batch: Sequence[Sample]) -> TokenBatch:
+        """The tokens that count behind the teacher's prompts; the student's where there is no view."""
+        if not micro_batch:
+            return self.lay_out(()).only(chosen_of((), self.device))
+        prompts = [
+            sample.prompt_ids if sample.teacher_prompt_ids is None else sample.teacher_prompt_ids
+            for sample in micro_batch
+        ]
+        responses = [sample.response_ids for sample in micro_batch]
+        whole = batch_of(prompts, responses, self.device, packed=self.packed)
+        return whole.only(chosen_of(micro_batch, self.device))
+
+    @contextmanager
+    def reading(self, scorer: ResponseScorer, batch: TokenBatch) -> Iterator[Tensor]:
+        """Hidden states [M, H] without gradient; inside, the model's output matrix is at hand."""
+        with torch.no_grad():
+            hidden: Tensor = scorer(batch)
+        try:
+            yield hidden
+        finally:
+            # FSDP keeps the outermost weights gathered for a backward pass, which does not come.
+            cast(FSDPModule, scorer).reshard()
+
+
+def beside(scorer: ResponseScorer, hidden: Tensor) -> Callable[[Tensor], States]:
+    """What a model beside the student says, whatever the student's output matrix."""
+    return lambda _: States(hidden, scorer.head)
+
+
+def chosen_of(micro_batch: Sequence[Sample], device: torch.device) -> Tensor:
+    """Which of all response tokens of a micro-batch count in the loss, as bools; of an empty one, its only one not."""
+    masks = [loss_mask(sample) != 0 for sample in micro_batch] or [np.zeros(1, dtype=bool)]
+    return torch.from_numpy(np.concatenate(masks)).to(device)
