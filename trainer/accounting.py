@@ -18,6 +18,7 @@ import torch
 from torch.profiler import record_function
 
 from mopd.types import IntArray
+from trainer.memory_use import Peaks, memory_metrics, peaks
 from trainer.packing import Sample, loss_mask
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ class Tally:
     """By phase of the update."""
     device: str | None
     """The name of the rank's GPU; None on a CPU."""
-    memory: Mapping[str, float] = field(default_factory=dict)
-    """Figures of its memory, by metric name."""
+    memory: Peaks | None = None
+    """The most that its process held since the last update."""
 
 
 @dataclass
@@ -171,7 +172,7 @@ class Account:
         seconds: dict[str, float] = {}
         for phase, begun, ended in self.turns:
             seconds[phase] = seconds.get(phase, 0.0) + between(begun, ended)
-        return Tally(dict(self.passes), seconds, name, memory_metrics(self.device))
+        return Tally(dict(self.passes), seconds, name, peaks(self.device.type))
 
 
 def between(begun: float | torch.cuda.Event, ended: float | torch.cuda.Event) -> float:
@@ -236,8 +237,7 @@ def actor_metrics(
         figures["perf/padding_fraction"] = 1 - passes.useful / passes.tokens
     for phase in dict.fromkeys(phase for tally in tallies for phase in tally.seconds):
         figures[f"timing_s/learn/{phase}"] = max(tally.seconds.get(phase, 0.0) for tally in tallies)
-    for name in dict.fromkeys(name for tally in tallies for name in tally.memory):
-        figures[name] = max(tally.memory.get(name, 0.0) for tally in tallies)
+    figures |= memory_metrics("actor", [tally.memory for tally in tallies if tally.memory is not None])
     peaks = [peak_of(tally.device) for tally in tallies]
     known = [peak for peak in peaks if peak is not None]
     if student is not None and known and len(known) == len(peaks) and seconds > 0:
@@ -268,16 +268,4 @@ def step_metrics(timings: Mapping[str, float], *, tokens: int, response_tokens: 
         "perf/response_tokens_per_s": response_tokens / seconds,
         # Phases that overlap add up to more than the step.
         "perf/framework_overhead": max(0.0, 1 - working / seconds),
-    }
-
-
-def memory_metrics(device: torch.device) -> dict[str, float]:
-    """The most GiB of a GPU that this process has held since the last call; nothing on a CPU."""
-    if device.type != "cuda":
-        return {}
-    peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return {
-        "perf/max_memory_allocated_gb": peaks[0] / (1 << 30),
-        "perf/max_memory_reserved_gb": peaks[1] / (1 << 30),
     }

@@ -163,6 +163,8 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
             seed=data.seed,
             deadline_s=deadline,
             distant=teachers[rank % len(teachers)] if teachers else None,
+            optimizer_offload=actor.fsdp_config.optimizer_offload,
+            teacher_offload=config.actor_rollout_ref.ref.fsdp_config.param_offload,
         )
         for rank in range(placement.ranks)
     ]

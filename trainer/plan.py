@@ -92,6 +92,7 @@ def estimated(begun: Plan, examined: Examined) -> Plan:
     from trainer.planning import estimate
     from trainer.planning.architecture import architecture_of
     from trainer.planning.budget import Spread, prompt_lengths, teacher_contexts
+    from trainer.planning.rollouts import packing_plan
 
     assert examined.resolved is not None
     config, inputs, device = examined.resolved.config, examined.inputs, begun.machine.device
@@ -120,7 +121,7 @@ def estimated(begun: Plan, examined: Examined) -> Plan:
         context = None if inputs is None else teacher_contexts(config, inputs, response)
         lengths = estimate.assumed_lengths(config, prompt, context, response)
         rows = [longest] if inputs is None else [len(ids) for ids in inputs.train.prompt_ids]
-        cut = estimate.packing_plan(config, placement, lengths, rows)
+        cut = packing_plan(config, placement, lengths, rows)
         costs.append(estimate.cost_of(config, placement, models, lengths, cut, device))
         packing.append(cut)
         contexts += [] if context is None else [context]

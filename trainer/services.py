@@ -12,6 +12,7 @@ import numpy as np
 from mopd.types import FloatArray, Group, IntArray, Prompt, Rollout, Segment
 from trainer import cluster
 from trainer.accounting import actor_metrics, ideal_tokens
+from trainer.memory_use import machine_metrics
 from trainer.meters import merged
 from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
 from trainer.planning.architecture import Architecture
@@ -146,6 +147,7 @@ class Policy:
             measured["actor/grad_norm"] = float(np.mean(finite))
         response_tokens = sum(len(sample.response_ids) for sample in samples)
         seconds = max(update.seconds for update in updates)
+        measured |= machine_metrics()
         tallies = [update.tally for update in updates]
         measured |= actor_metrics(
             tallies, ideal=self.ideal(samples), seconds=seconds, student=self.student, teacher=self.teacher

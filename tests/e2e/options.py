@@ -116,6 +116,8 @@ CASES = {
             "data.max_response_length": "24",
             "actor_rollout_ref.model.attn_implementation": "eager",
             f"{ACTOR}.ppo_epochs": "2",
+            f"{ACTOR}.fsdp_config.optimizer_offload": "true",
+            "actor_rollout_ref.ref.fsdp_config.param_offload": "true",
             f"{ACTOR}.loss_agg_mode": "seq-mean-token-mean",
             f"{ACTOR}.grad_clip": "0.5",
             f"{ACTOR}.optim.lr": "0.001",
@@ -229,6 +231,8 @@ CASES = {
         {
             f"{LOSS}.loss_mode": "gspo",
             f"{ACTOR}.ppo_epochs": "2",
+            f"{ACTOR}.fsdp_config.optimizer_offload": "true",
+            "actor_rollout_ref.ref.fsdp_config.param_offload": "true",
             f"{ACTOR}.clip_ratio_low": "0.0003",
             f"{ACTOR}.clip_ratio_high": "0.0004",
             f"{ACTOR}.clip_ratio_c": "2.5",

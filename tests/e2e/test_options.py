@@ -266,7 +266,8 @@ def test_a_run_with_these_options_trains_and_shows_them(
         assert math.isfinite(record["actor/loss"])
         assert record["actor/grad_norm"] > 0
         assert record["rollout_corr/publish_max_abs_diff"] < 1e-4
-        assert record["rollout_corr/logprob_max_abs_diff"] < 1e-4
+        if "trainer.overlap" not in CASES[name].options:  # there the sampler is one update behind
+            assert record["rollout_corr/logprob_max_abs_diff"] < 1e-4
     TOLD[name](run)
 
 

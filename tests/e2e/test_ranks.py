@@ -126,7 +126,13 @@ def gradient(
 
 @pytest.mark.parametrize("attention", ["packed", "sdpa"])
 @pytest.mark.parametrize(
-    "overrides", [(), (f"{DISTILL}.distillation_topk=null",), (f"{DISTILL}.teacher_regularization=trust-region",)]
+    "overrides",
+    [
+        (),
+        (f"{DISTILL}.distillation_topk=null",),
+        (f"{DISTILL}.distillation_topk=100000",),
+        (f"{DISTILL}.teacher_regularization=trust-region",),
+    ],
 )
 def test_packed_and_fused_is_padded_and_dense(ray: None, attention: str, overrides: tuple[str, ...]) -> None:
     samples = ragged_samples(13)

@@ -22,7 +22,6 @@ from trainer.accounting import (
     actor_metrics,
     causal_pairs,
     ideal_tokens,
-    memory_metrics,
     model_flops,
     pass_of,
     pass_over,
@@ -30,6 +29,7 @@ from trainer.accounting import (
     step_metrics,
 )
 from trainer.layout import batch_of, hidden_states
+from trainer.memory_use import Peaks
 from trainer.packing import Sample
 from trainer.planning.architecture import architecture_of
 from trainer.planning.costs import DEVICES
@@ -165,7 +165,6 @@ def test_without_a_known_peak_there_is_no_utilisation(device):
     ranks = [Tally({"trained": Pass(12, 12, 78, 7, 7)}, {}, name) for name in ("NVIDIA H200", device)]
     figures = actor_metrics(ranks, ideal=24, seconds=1.0, student=architecture_of(MODEL))
     assert "perf/mfu/actor" not in figures
-    assert memory_metrics(CPU) == {}
 
 
 # ------------------------------------------------------------------ tokens
@@ -184,7 +183,7 @@ def test_a_reference_answers_on_the_prompt_of_the_group():
 
 
 def test_memory_is_that_of_the_fullest_rank():
-    ranks = [Tally({}, {}, "NVIDIA H200", {"perf/max_memory_allocated_gb": gib}) for gib in (3.0, 5.0)]
+    ranks = [Tally({}, {}, "NVIDIA H200", Peaks(1.0, gib, gib)) for gib in (3.0, 5.0)]
     assert actor_metrics(ranks, ideal=0, seconds=1.0)["perf/max_memory_allocated_gb"] == 5.0
 
 

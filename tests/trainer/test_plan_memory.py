@@ -20,7 +20,17 @@ from mopd.methods import METHODS
 from trainer.config.compose import PROJECT
 from trainer.layout import batch_of
 from trainer.planning.architecture import Architecture, architecture_of
-from trainer.planning.memory import ActorPlan, MicroBatch, loss_moment, memory_of, staged, steady_parts, total
+from trainer.planning.memory import (
+    ActorPlan,
+    MicroBatch,
+    loss_moment,
+    memory_of,
+    proof_moment,
+    publish_moment,
+    staged,
+    steady_parts,
+    total,
+)
 
 CHAIN = PROJECT / "datasets" / "chain" / "model"
 QWEN3_4B = {"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True}
@@ -114,10 +124,15 @@ def test_a_packed_row_has_every_prompt_once_and_no_last_token(qwen3_4b: Architec
     assert batch.response_tokens == len(laid[0].tokens)
 
 
-def test_publishing_counts_where_hardly_anything_is_learnt(qwen3_4b: Architecture) -> None:
-    tiny = plan_of(qwen3_4b, ranks=64, micro_batch=MicroBatch(1, 1, 1, 1))
-    assert memory_of(tiny)["gradients"] == 0.0
-    assert memory_of(plan_of(qwen3_4b))["gradients"] == 4 * qwen3_4b.parameters / 8
+def test_publishing_has_no_gradients_and_its_proof_few_logits(qwen3_4b: Architecture) -> None:
+    plan = plan_of(qwen3_4b)
+    sent, proof = publish_moment(plan), proof_moment(plan)
+    assert sent["gradients"] == proof["gradients"] == 0.0
+    assert sent["gathered weights, buffers"] == 6 * qwen3_4b.largest
+    all_at_once = proof_moment(plan_of(qwen3_4b, fused=False))["logits and divergence"]
+    assert all_at_once == 4 * 4 * 512 * 151936
+    assert proof["logits and divergence"] < 0.3 * all_at_once
+    assert memory_of(plan)["gradients"] == 4 * qwen3_4b.parameters / 8
 
 
 def test_a_checkpoint_holds_shards_on_every_rank_and_the_whole_student_on_the_first(qwen3_4b: Architecture) -> None:
@@ -132,8 +147,10 @@ def test_what_saves_memory_lowers_the_prediction(qwen3_4b: Architecture) -> None
     assert total(memory_of(plan_of(qwen3_4b, recompute=False))) > usual
     kept = plan_of(qwen3_4b, recompute=False)
     assert total(memory_of(replace(kept, eager=True))) > total(memory_of(kept))
-    assert total(memory_of(plan_of(qwen3_4b, topk=None))) > usual
-    assert total(memory_of(plan_of(qwen3_4b, union=True))) > usual
+    loss = total(loss_moment(plan_of(qwen3_4b)))
+    assert total(loss_moment(plan_of(qwen3_4b, topk=None))) > loss
+    assert total(loss_moment(plan_of(qwen3_4b, union=True))) > loss
+    assert total(loss_moment(plan_of(qwen3_4b, beside=None))) < loss
     assert total(memory_of(plan_of(qwen3_4b, fused=False))) > usual
     assert total(memory_of(plan_of(qwen3_4b, packed=False))) > usual
     assert total(memory_of(plan_of(qwen3_4b, ranks=16))) < usual
@@ -160,5 +177,7 @@ def test_the_prediction_is_within_fifteen_percent_of_a_real_update(tmp_path: Pat
     memory = benchmark()
     case = {case.name: case for case in memory.CASES}[name]
     memory.make_model(case.model, tmp_path)
-    line = memory.compared(case, tmp_path, default_too=False)
-    assert line["ratio"] == pytest.approx(1.0, abs=0.15), line
+    line = memory.compared(case, tmp_path, exact_too=True)
+    assert line["exact_ratio"] == pytest.approx(1.0, abs=0.15), line
+    # What glibc keeps differs by some eight per cent from run to run.
+    assert line["ratio"] == pytest.approx(1.0, abs=0.2), line

@@ -18,7 +18,6 @@ from trainer.assemble import Placement, start_workers
 from trainer.config.compose import resolve
 from trainer.config.schema import Config
 from trainer.inputs import breadth_faults, distance_faults, placement_of
-from trainer.layout import TokenBatch
 from trainer.meters import Meter, merged
 from trainer.objectives import LossSettings
 from trainer.workers.policy import PolicyWorker

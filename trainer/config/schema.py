@@ -167,6 +167,18 @@ class SelfDistillation:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ActorFsdp:
+    optimizer_offload: bool
+    """Keeps the optimiser's moments in the host's memory, but for its steps: slower, and room on the GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RefFsdp:
+    param_offload: bool
+    """Keeps a teacher or reference beside the student in the host's memory while nothing is learnt from it."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Actor:
     policy_loss: PolicyLoss
     ppo_mini_batch_size: int = Field(ge=1)
@@ -186,6 +198,7 @@ class Actor:
     grad_clip: float = Field(gt=0)
     """Largest gradient norm."""
     optim: Optim
+    fsdp_config: ActorFsdp
     self_distillation: SelfDistillation
 
 
@@ -252,6 +265,7 @@ class Ref:
     n_gpus: int = Field(ge=1)
     """With placement=own: processes of the teacher, each with a whole GPU (on the CPU: processes); rank r asks the one
     numbered r modulo this."""
+    fsdp_config: RefFsdp
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

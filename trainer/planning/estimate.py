@@ -1,34 +1,34 @@
-"""What a configuration needs on a machine: the packing of its batches, memory by device and part, seconds by phase."""
+"""What a configuration needs on a machine: memory by device and part, and seconds by phase."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from mopd.types import IntArray, TokenStreams
 from trainer.assemble import Placement
-from trainer.attention import PACKED
 from trainer.config.schema import Config
-from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
 from trainer.planning.architecture import Architecture
 from trainer.planning.budget import Contexts, Spread
 from trainer.planning.costs import GIB, Device, Site, Work, kv_bytes_per_token, seconds_of
 from trainer.planning.memory import ActorPlan, MicroBatch, memory_of, staged, total
+from trainer.planning.rollouts import Lengths, PackingPlan, is_packed
 from trainer.planning.vocabulary import FP32, forward_bytes
-from trainer.settings import horizon_of, loss_settings, method_settings, teacher_settings
+from trainer.settings import horizon_of, loss_settings, method_settings, teacher_forwards, teacher_settings
 
 CONTEXT = 1.5 * GIB
 """Of a GPU's memory, what each process loses to the CUDA context, NCCL and the libraries' workspaces."""
 SLACK = 0.05
 """Share by which PyTorch's allocator holds more of a GPU's memory than is in use."""
+CPU_SLACK = 0.18
+"""The same of an actor on a CPU, where glibc keeps freed blocks of up to 32 MiB; see benchmarks/memory.py."""
 ENGINE = 3.0 * GIB
 """Of the sampler's share, what vLLM takes for activations and graphs."""
 IMPORTS = 0.45 * GIB
 """Of a CPU's memory, what an actor process holds after its imports."""
 CPU_ENGINE = 0.75 * GIB
 """The same of the sampler."""
+LARGE_SHARE = 0.2
+"""Of what a process holds: a part beyond it is what to make smaller first."""
 
 
 @dataclass(frozen=True)
@@ -38,42 +38,6 @@ class Models:
     student: Architecture
     teacher: Architecture
     """The student's own where it teaches itself."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """What is assumed of a step's rollouts, in tokens."""
-
-    prompt: Spread
-    teacher_prompt: float
-    """0 where whoever answers beside the student sees the student's prompt."""
-    response: int
-
-
-@dataclass(frozen=True)
-class PackingPlan:
-    """How a step's rollouts are cut, if all responses have one length."""
-
-    response: int
-    rollouts: int
-    optimizer_steps: int
-    per_optimizer_step: int
-    """Rollouts."""
-    micro_batches: int
-    """Of a step on one rank."""
-    largest: int
-    """Sequences of the largest micro-batch."""
-    asked_tokens: int
-    """Of student and teacher forwards of a step, over all ranks: prompt and response of every rollout."""
-    student_tokens: int
-    """What the student forwards of these: padding included, and prompts that are shared once."""
-    teacher_tokens: int
-    """The teacher likewise, in all its passes."""
-
-    @property
-    def forwarded_tokens(self) -> int:
-        """Of both."""
-        return self.student_tokens + self.teacher_tokens
 
 
 @dataclass(frozen=True)
@@ -102,103 +66,9 @@ class Cost:
     """Rollouts that the sampler draws at once."""
 
 
-def teacher_forwards(config: Config) -> int:
-    """Forward passes beside the student's per micro-batch."""
-    method = method_settings(config)
-    if method.has_reference:
-        return 1
-    return 0 if not method.distils else 2 if teacher_settings(config).kind == "trust-region" else 1
-
-
 def longest_response(config: Config) -> int:
     """Tokens of a response at the end of the horizon's growth."""
     return horizon_of(config)(10**9)
-
-
-def packing_plan(config: Config, placement: Placement, lengths: Lengths, prompts: Sequence[int]) -> PackingPlan:
-    """Cuts a step of rollouts on prompts of these lengths, as a run would."""
-    data, actor, n = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
-    samples = [
-        made_up(index, prompts[index // n % len(prompts)], lengths, n) for index in range(data.train_batch_size * n)
-    ]
-    each = min(actor.ppo_mini_batch_size, data.train_batch_size) * n
-    packing = Packing(
-        budget=actor.ppo_max_token_len_per_gpu,
-        denominator=loss_settings(config).denominator,
-        whole_groups=method_settings(config).pairs,
-        published=config.reference_compat,
-        shared=is_packed(config),
-    )
-    plans = [
-        plan_mini_batch(samples[start : start + each], placement.ranks, packing)
-        for start in range(0, len(samples), each)
-    ]
-    parts = [part for plan in plans for share in plan for part in share.micro_batches if part]
-    epochs, passes = actor.ppo_epochs, teacher_forwards(config)
-    forwarded = packed_tokens if is_packed(config) else padded_tokens
-    student = [[(sample.prompt_ids, sample.response_ids) for sample in part] for part in parts]
-    teacher = [[(told(sample), sample.response_ids) for sample in part] for part in parts]
-    asked = [sum(len(own) + len(answer) for part in view for own, answer in part) for view in (student, teacher)]
-    return PackingPlan(
-        response=lengths.response,
-        rollouts=len(samples),
-        optimizer_steps=len(plans) * epochs,
-        per_optimizer_step=each,
-        micro_batches=epochs * sum(most_parts(plan) for plan in plans),
-        largest=max(map(len, parts)),
-        asked_tokens=epochs * (asked[0] + passes * asked[1]),
-        student_tokens=epochs * sum(map(forwarded, student)),
-        teacher_tokens=epochs * passes * sum(map(forwarded, teacher)),
-    )
-
-
-def is_packed(config: Config) -> bool:
-    """Whether the actor forwards packed rows."""
-    return config.actor_rollout_ref.model.attn_implementation == PACKED
-
-
-def most_parts(plan: Sequence[MiniBatch]) -> int:
-    """Micro-batches of the rank that has most; the others keep it company."""
-    return max(len(share.micro_batches) for share in plan)
-
-
-def made_up(index: int, prompt: int, lengths: Lengths, n: int) -> Sample:
-    """A rollout of assumed lengths; groups hold one success each, so that every pair can be compared.
-
-    A group has one prompt. A teacher that sees more than that sees something else for each rollout.
-    """
-    ones = np.ones(lengths.response, dtype=np.float32)
-    teacher = max(prompt, round(lengths.teacher_prompt)) if lengths.teacher_prompt else None
-    return Sample(
-        index=index,
-        group=index // n,
-        reward=float(index % n == 0),
-        prompt_ids=np.full(prompt, index // n, dtype=np.int32),
-        response_ids=np.zeros(lengths.response, dtype=np.int32),
-        sampler_logprobs=ones,
-        teacher_prompt_ids=None if teacher is None else np.full(teacher, index, dtype=np.int32),
-        streams=TokenStreams(ones, ones, ones),
-    )
-
-
-def told(sample: Sample) -> IntArray:
-    """What the teacher, or the reference, sees before a response."""
-    return sample.prompt_ids if sample.teacher_prompt_ids is None else sample.teacher_prompt_ids
-
-
-Rows = Sequence[tuple[IntArray, IntArray]]
-"""Prompts and the responses to them."""
-
-
-def padded_tokens(rows: Rows) -> int:
-    """Tokens of a micro-batch's forward pass in padded rows."""
-    return len(rows) * max(len(prompt) + len(response) for prompt, response in rows)
-
-
-def packed_tokens(rows: Rows) -> int:
-    """Tokens of a micro-batch's forward pass in a packed row; see `trainer.layout.packed_row`."""
-    prompts = {prompt.tobytes(): len(prompt) for prompt, _ in rows}
-    return sum(prompts.values()) + sum(max(0, len(response) - 1) for _, response in rows)
 
 
 def worst_micro_batches(config: Config, prompt: Spread, placement: Placement) -> list[MicroBatch]:
@@ -259,7 +129,9 @@ def holders(config: Config, placement: Placement, models: Models, prompt: Spread
     if placement.device == "cpu":
         # One that is written after the last step has the room of what training no longer needs.
         each, first = checkpoint_bytes(config, plans[0]) if config.trainer.save_freq else (0.0, 0.0)
-        parts = {"imports": IMPORTS, **actor} | ({"checkpoint being written": first} if first else {})
+        parts = {"imports": IMPORTS, **actor, "allocator's slack": CPU_SLACK * total(actor)} | (
+            {"checkpoint being written": first} if first else {}
+        )
         whole = {"engine": CPU_ENGINE, "weights (twice: packed)": 2.0 * FP32 * models.student.parameters}
         cache = {"key-value cache": float(config.actor_rollout_ref.rollout.kv_cache_mib << 20)}
         together = placement.ranks * total(parts) - (placement.ranks - 1) * (first - each) + total(whole) + total(cache)
@@ -374,12 +246,16 @@ def remedy(holder: Holder, config: Config, placement: Placement) -> str:
     if "loading" in holder.name:
         return f"{shared}: every rank loads the whole model before it is sharded"
     hints = [shared] if "rank 0" in holder.name else []
-    if holder.parts.get("logits and divergence", 0) > 0.25 * holder.total:
+    model, parts = config.actor_rollout_ref.model, holder.parts
+    shares = [parts.get(name, 0) / holder.total for name in ("logits and divergence", "activations")]
+    if shares[0] > LARGE_SHARE and not model.use_fused_kernels:
+        hints.append("set actor_rollout_ref.model.use_fused_kernels=true")
+    elif max(shares) > LARGE_SHARE:
         hints.append(
             f"lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} or "
             f"ROLLOUT_RESPONSE_LENGTH={config.data.max_response_length}"
         )
-    if not config.actor_rollout_ref.model.enable_gradient_checkpointing:
+    if not model.enable_gradient_checkpointing:
         hints.append("set actor_rollout_ref.model.enable_gradient_checkpointing=true")
     return "; ".join([*hints, more])
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trainer.planning.budget import Contexts, Spread
     from trainer.planning.costs import Device
-    from trainer.planning.estimate import Cost, Holder, PackingPlan
+    from trainer.planning.estimate import Cost, Holder
     from trainer.planning.origins import Setting
+    from trainer.planning.rollouts import PackingPlan
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from trainer.inputs import MODEL_KEY, TEACHER_KEY, load_renderers, model_faults,
 from trainer.packing import Sample
 from trainer.parts import Learned, Parts
 from trainer.prompts import load
-from trainer.replaying.records import PastRun, PastStep, outcome_of
+from trainer.replaying.records import Line, PastRun, PastStep, outcome_of
 from trainer.schedule import Schedule
 from trainer.services import Asked, Policy
 from trainer.settings import loss_settings, optim_settings, teacher_forwards, teacher_settings
@@ -152,7 +152,13 @@ def rollout_of(past: PastStep, index: int, name: str) -> Rollout:
         segment = Segment(np.zeros(count, dtype=np.int32), np.zeros(count, dtype=np.float32))
     else:
         segment = Segment(past.tokens.token_ids[index], past.tokens.logprobs[index])
-    return Rollout(name, (segment,), line["output"], line["finish_reason"], past.step - 1)
+    return Rollout(name, (segment,), line["output"], line["finish_reason"], version_of(past, line))
+
+
+def version_of(past: PastStep, line: Line) -> int:
+    """The version that a response should be of; in the overlapped loop that of the step before will do."""
+    newest, found = past.step - 1, line["policy_version"]
+    return found if past.config.trainer.overlap and found == max(0, newest - 1) else newest
 
 
 def local_policy(config: Config, workers: Sequence[PolicyWorker]) -> LocalPolicy:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -30,6 +30,7 @@ from trainer.packing import MiniBatch, Sample, loss_mask
 from trainer.rendezvous import open_store
 from trainer.scores import HEADS, States
 from trainer.weights import LINKS, Link, Transfer, responses_of
+from trainer.workers.offload import Offload, optimizer_tensors
 from trainer.workers.state import Saving, StateKeeper
 from trainer.workers.teacher import DistantTeacher
 from trainer.workers.views import TeacherSettings, Views, chosen_of
@@ -89,7 +90,10 @@ class PolicyWorker:
         seed: int,
         deadline_s: float,
         distant: DistantTeacher | None = None,
+        optimizer_offload: bool = False,
+        teacher_offload: bool = False,
     ) -> None:
+        self.optimizer_offload, self.teacher_offload = optimizer_offload, teacher_offload
         self.distant = distant
         self.rank, self.ranks, self.deadline_s = rank, ranks, deadline_s
         self.device = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
@@ -139,6 +143,8 @@ class PolicyWorker:
         )
         models = (self.student, self.teacher, self.distant)
         self.views = Views(*models, self.loss, self.teaching, self.device, self.packed, Account(self.device))
+        self.away_between_steps = Offload(self.device, lambda: optimizer_tensors(self.optimizer))
+        self.away_between_updates = Offload(self.device, lambda: fsdp.shards(self.teacher) if self.teacher else [])
         self.keeper = StateKeeper(self.rank, self.ranks, self.deadline_s)
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         return {"torch": torch.__version__, "parameters": parameters}
@@ -197,7 +203,24 @@ class PolicyWorker:
         rows[chosen.cpu().numpy()] = values
         return np.split(rows, np.cumsum([len(sample.response_ids) for sample in micro_batch])[:-1])
 
+    @contextmanager
+    def optimizer_here(self) -> Iterator[None]:
+        """Inside, the optimiser's state is on the device."""
+        with self.away_between_steps.at_hand() if self.optimizer_offload else nullcontext():
+            yield
+
+    @contextmanager
+    def teacher_here(self) -> Iterator[None]:
+        """Inside, the teacher beside the student is on the device."""
+        with self.away_between_updates.at_hand() if self.teacher_offload else nullcontext():
+            yield
+
     def update(self, mini_batches: Sequence[MiniBatch], step: int, record: frozenset[int]) -> Update:
+        """As `learn`, with a teacher that is brought to the device for it."""
+        with self.teacher_here():
+            return self.learn(mini_batches, step, record)
+
+    def learn(self, mini_batches: Sequence[MiniBatch], step: int, record: frozenset[int]) -> Update:
         """One training step: an optimiser step per mini-batch, then one of the teacher.
 
         With more than one mini-batch the first policy's log-probs are taken before anything changes.
@@ -227,10 +250,10 @@ class PolicyWorker:
                 norm = fsdp.gradient_norm(self.student, self.optim.grad_clip)
                 norms.append(norm)
                 # The norm is that of all ranks, so that all take or skip the step alike.
+                skipped += not np.isfinite(norm)
                 if np.isfinite(norm):
-                    self.optimizer.step()
-                else:
-                    skipped += 1
+                    with self.optimizer_here():
+                        self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
             failpoints.hit("step.after_opt", step=step, rank=self.rank)
         follows = self.loss.method.distils and self.teaching.kind == "ema"
@@ -257,7 +280,7 @@ class PolicyWorker:
             student, teacher = self.views.states_of(micro_batch, batch, held)
             with self.views.account.turn("loss"):
                 part = contribution(student, teacher, batch.tokens, targets, self.loss, denominator)
-            if self.loss.divergence.topk is not None:
+            if (self.loss.divergence.topk or len(student.weight)) < len(student.weight):
                 held.close()  # the teacher's weights have said what they have to say
             loss = part.loss * failpoints.factor("step.loss", step=self.step, rank=self.rank)
             self.loss_sum += float(loss.detach())
@@ -313,7 +336,8 @@ class PolicyWorker:
 
     def save(self, saving: Saving) -> None:
         """Begins to write a checkpoint; the last one is whole by then. A collective: all ranks call it."""
-        self.keeper.stage(saving, self.kept(), self.optimizer, self.weights(), self.student.model, self.model_path)
+        with self.optimizer_here(), self.teacher_here():
+            self.keeper.stage(saving, self.kept(), self.optimizer, self.weights(), self.student.model, self.model_path)
 
     def saved(self) -> bool:
         """Whether no checkpoint is being written."""
@@ -325,7 +349,8 @@ class PolicyWorker:
 
     def restore(self, folder: str) -> None:
         """Takes student, optimiser and teacher from a checkpoint. A collective: all ranks call it."""
-        self.keeper.load(folder, self.kept(), self.optimizer)
+        with self.optimizer_here(), self.teacher_here():
+            self.keeper.load(folder, self.kept(), self.optimizer)
 
     def kept(self) -> Mapping[str, nn.Module]:
         """The models that a checkpoint keeps: the student, and a teacher that follows it."""

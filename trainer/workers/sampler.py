@@ -98,6 +98,7 @@ class SamplerWorker:
                 ignore_eos=settings.ignore_eos,
                 seed=request.seed,
                 logprobs=0,
+                flat_logprobs=True,
             )
             for request in requests
         ]
@@ -163,10 +164,11 @@ def prompt_logprobs(answer: Any) -> FloatArray:
 
 def response_of(output: Any) -> Response:
     """vLLM's completion as arrays."""
-    logprobs = [entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True)]
+    # Asked for no alternatives, the engine tells of every token drawn and of no other.
+    assert list(output.logprobs.token_ids) == list(output.token_ids)
     return Response(
         np.asarray(output.token_ids, dtype=np.int32),
-        np.asarray(logprobs, dtype=np.float32),
+        np.asarray(output.logprobs.logprobs, dtype=np.float32),
         output.text,
         str(output.finish_reason or "error"),
     )
