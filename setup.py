@@ -35,9 +35,14 @@ setup(
         "trainer.config",
         "trainer.planning",
         "trainer.replaying",
+        "trainer.reporting",
         "trainer.workers",
     ],
-    package_data={"trainer": ["launch.sh"], "trainer.config": ["*.yaml", "**/*.yaml"]},
+    package_data={
+        "trainer": ["launch.sh"],
+        "trainer.config": ["*.yaml", "**/*.yaml"],
+        "trainer.reporting": ["template/*"],
+    },
     install_requires=[
         "torch>=2.13,<2.14",
         "ray>=2.60,<2.61",

@@ -28,6 +28,7 @@ from trainer.folders import fresh
 from trainer.inputs import Inputs, read_inputs
 from trainer.loop import train
 from trainer.prompts import PromptSet
+from trainer.report import report_at_end
 from trainer.resume import (
     METHOD_LINE,
     AlreadyDone,
@@ -134,10 +135,12 @@ def steps(
             with journal.trackers:
                 (overlapped.train if config.trainer.overlap else train)(parts)
     except RunUnhealthyError as error:
+        report_at_end(folders.output, inputs.renderers.student.pieces)
         journal.farewell(folders.checkpoints / f"step_{error.step}")
         raise
     finally:
         cluster.stop()
+    report_at_end(folders.output, inputs.renderers.student.pieces)
     journal.farewell(folders.checkpoints / f"step_{schedule.last}" if schedule.last else None)
     return DONE
 

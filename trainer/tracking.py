@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -294,6 +295,7 @@ class Journal:
             "rollouts": self.folders.rollouts,
             "validation": self.folders.validation,
             "manifest": self.folders.output / "manifest.json",
+            **{name: path for name, path in {"report": self.folders.output / "report.html"}.items() if path.exists()},
             **{name: self.folders.output / name for name in self.trackers.open},
         }
         if checkpoint is not None:
@@ -359,8 +361,14 @@ def context_fields(context: Context) -> dict[str, Any]:
         ],
         "fallbacks": list(peers.fallbacks),
         "teacher_prompt": context.text,
+        "teacher_prompt_sha256": None if context.text is None else sha256_of(context.text),
         "usable": context.view.usable,
     }
+
+
+def sha256_of(text: str) -> str:
+    """The SHA-256 of a text as UTF-8, half surrogates as they are."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def open_lines(path: Path, mode: Literal["a", "w"]) -> TextIO:

@@ -1,0 +1,154 @@
+// A group: its prompt, its responses, and of the chosen one everything: tokens by divergence, peers, teacher prompt.
+
+const pane = el("article", { className: "group", tabIndex: -1 });
+let asked = 0;
+
+/** Shows the group of a rollout, with that rollout open; `scroll` to it unless nobody has asked for it. */
+async function showGroup(rollout, scroll) {
+  const ticket = ++asked;
+  let body;
+  try {
+    body = await unpacked(rollout.at);
+  } catch (error) {
+    pane.replaceChildren(el("p", {}, `This group cannot be unpacked here (${error.message}); a newer browser can.`));
+    return;
+  }
+  if (ticket !== asked) return;
+  const { group } = rollout;
+  const same = pane.dataset.group === String(rollout.at);
+  const cards = group.rollouts.map((entry, index) =>
+    card(ROLLOUTS.find((one) => one.at === rollout.at && one.index === index), body, index === rollout.index));
+  pane.replaceChildren(head(group), el("h3", {}, "Prompt"), el("pre", { className: "prompt", dir: "auto" }, seen(body.input)),
+    el("p", { className: "faint" }, "Ground truth: ", el("code", {}, inline(body.truth))),
+    el("h3", {}, `${plural(group.rollouts.length, "response")}, in sampling order`), ...cards);
+  pane.dataset.group = String(rollout.at);
+  hideTip();
+  if (!same) pane.scrollTop = 0;
+  if (scroll && (same || rollout.index)) cards[rollout.index].scrollIntoView({ block: "nearest" });
+}
+
+function head(group) {
+  const counts = ["right", "wrong", "unknown"].map((status) =>
+    [status, group.rollouts.filter((rollout) => rollout.status === status).length]).filter(([, count]) => count);
+  return el("h2", {}, `Step ${group.step}, group `, inline(group.uid),
+    el("small", {}, counts.map(([status, count]) => [" ", verdict(status), ` ${count} ${status}`]),
+      " \u00b7 source ", inline(group.source), " \u00b7 row ", inline(group.row)));
+}
+
+/** One response; the chosen one in full. */
+function card(rollout, body, chosen) {
+  const told = body.rollouts[rollout.index];
+  const score = rollout.score === null ? "no reward" : `reward ${short(rollout.score)}`;
+  const title = el("button", { type: "button", className: "title", onclick: () => select(rollout) },
+    verdict(rollout.status), el("b", {}, inline(rollout.id)),
+    el("span", {}, `${rollout.status}, ${score} \u00b7 ${plural(rollout.length, "token")} \u00b7 ended by `, inline(told.finish),
+      chosen ? [" \u00b7 policy ", inline(told.version)] : ""));
+  title.setAttribute("aria-expanded", String(chosen));
+  const feedback = told.feedback ? el("p", { className: "feedback" }, el("b", {}, "Feedback "),
+    inline(chosen ? told.feedback : told.feedback.slice(0, 300))) : null;
+  if (!chosen) {
+    const text = el("p", { className: "brief", onclick: () => select(rollout) }, inline(told.output.slice(0, 500)));
+    return el("section", { className: "card" }, title, text, feedback);
+  }
+  return el("section", { className: "card chosen" }, title, response(told), feedback, peers(told, rollout), teacher(told, rollout, body));
+}
+
+// ------------------------------------------------------------------ the response, by token
+
+function response(told) {
+  if (!told.divergence) {
+    return el("pre", { className: "response", dir: "auto" }, seen(told.output));
+  }
+  const texts = told.pieces || told.divergence.map((_, at) => `[${at + 1}]`);
+  const tokens = texts.map((text, at) => token(text, told.divergence[at], at));
+  const text = el("pre", { className: "response tokens", dir: "auto" }, tokens);
+  const tell = (event) => {
+    const place = event.target.closest ? event.target.closest("[data-token]") : null;
+    if (place) showTip(place, told, texts);
+    else hideTip();
+  };
+  text.addEventListener("pointerover", tell);
+  text.addEventListener("click", tell);
+  text.addEventListener("pointerleave", hideTip);
+  const missing = told.pieces ? null : el("p", { className: "faint" },
+    "The run's tokenizer was not found: tokens are shown by their number.");
+  const values = told.divergence.filter((value) => value !== null);
+  const mean = values.length ? values.reduce((one, other) => one + other, 0) / values.length : null;
+  return el("div", {}, text, missing, el("p", { className: "scale faint" }, "divergence of student and teacher at the token: 0 ",
+    el("span", { className: "ramp" }), ` ${short(DATA.scale)} nats or more \u00b7 mean ${short(mean)}, `,
+    `largest ${short(values.length ? Math.max(...values) : null)}`));
+}
+
+/** A token on a ground that is the stronger the more student and teacher disagree: by the root, up to the scale. */
+function token(text, value, at) {
+  const node = el("span", { className: value === null ? "token none" : "token" }, text === "" ? "\u2205" : seen(text));
+  node.dataset.token = at;
+  const strength = value === null ? 0 : Math.sqrt(Math.min(1, Math.max(0, value) / DATA.scale));
+  if (strength > 0.01) node.style.setProperty("--strength", `${(80 * strength).toFixed(1)}%`);
+  return node;
+}
+
+const tip = document.getElementById("tip");
+
+function showTip(place, told, texts) {
+  const at = Number(place.dataset.token);
+  const value = told.divergence[at], chance = told.chance[at];
+  tip.replaceChildren(
+    el("code", {}, seen(JSON.stringify(texts[at]))), ` token ${at + 1} of ${texts.length}`, el("br"),
+    value === null ? "divergence: not a number" : `divergence ${short(value)} nats`, el("br"),
+    `sampled with probability ${chance === null ? "unknown" : short(chance)}`, el("br"),
+    el("small", {}, "likeliest tokens: not recorded"));
+  tip.hidden = false;
+  const box = place.getClientRects()[0] || place.getBoundingClientRect(), own = tip.getBoundingClientRect();
+  const left = Math.min(Math.max(8, box.left), document.documentElement.clientWidth - own.width - 8);
+  const below = box.bottom + own.height + 8 < window.innerHeight;
+  tip.style.left = `${left}px`;
+  tip.style.top = `${below ? box.bottom + 4 : Math.max(8, box.top - own.height - 4)}px`;
+}
+
+function hideTip() {
+  tip.hidden = true;
+}
+
+// ------------------------------------------------------------------ what the teacher saw
+
+function peers(told, rollout) {
+  if (!told.peers.length && !told.fallbacks.length) return null;
+  const rows = told.peers.map((peer) => {
+    const sibling = named(peer.rollout_id);
+    const name = sibling
+      ? el("button", { type: "button", className: "link", onclick: () => select(sibling) }, verdict(sibling.status), inline(peer.rollout_id))
+      : inline(peer.rollout_id || "no rollout");
+    return [el("span", { className: `slot ${slotClass(peer.slot)}` }, inline(peer.slot)), name, inline(peer.reason)];
+  });
+  return el("div", {}, el("h4", {}, "Peers that the teacher saw"),
+    rows.length ? table(["slot", "rollout", "why this one"], rows, 3) : el("p", { className: "faint" }, "None."),
+    told.fallbacks.length ? el("ul", { className: "fallbacks" }, told.fallbacks.map((text) => el("li", {}, "not shown: ", inline(text)))) : null);
+}
+
+const SLOTS = ["primary", "another", "failure", "control", "summary"];
+const slotClass = (slot) => (SLOTS.includes(slot) ? slot : "other");
+
+/** The text of a part of a teacher prompt: its own, or a whole response of the group. */
+const partText = (part, body) => (typeof part === "string" ? part : part[2] ?? body.rollouts[part[1]].output);
+const teacherText = (told, body) => (told.teacher || []).map((part) => partText(part, body)).join("");
+
+function teacher(told, rollout, body) {
+  if (told.teacher === null) {
+    return el("div", {}, el("h4", {}, "Teacher prompt"), el("p", { className: "faint" }, told.usable
+      ? "Not in the rollout file." : "None: this rollout had no usable view, so nothing was distilled from it."));
+  }
+  const parts = told.teacher.map((part) => {
+    if (typeof part === "string") return el("span", {}, seen(part));
+    const [slot, index] = part;
+    const title = `${slot}: ${rollout.group.rollouts[index].id}`;
+    return el("mark", { className: slotClass(slot), title }, seen(partText(part, body)));
+  });
+  let check = "As the run wrote it down, character by character; no hash was kept beside it.";
+  if (told.hash) {
+    check = told.hash.same ? `SHA-256 as the run kept it: ${told.hash.kept}`
+      : `Its SHA-256 is not the one that the run kept (${told.hash.kept}): the file was changed.`;
+  }
+  return el("div", {}, el("h4", {}, "Teacher prompt"), el("pre", { className: "teacher", dir: "auto" }, parts),
+    el("p", { className: told.hash && !told.hash.same ? "warning" : "faint" }, check));
+}
