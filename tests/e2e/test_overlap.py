@@ -31,18 +31,18 @@ def versions(run: Run) -> list[set[int]]:
 
 
 def test_a_run_killed_between_its_checkpoints_equals_one_that_was_not(tmp_path: Path) -> None:
-    whole = overlapped(tmp_path / "whole", "mopd", 4)
+    whole = overlapped(tmp_path / "whole", "mopd", 6)
     assert whole.code == 0, whole.said
-    assert versions(whole) == [{0}, {0}, {1}, {2}]
-    assert [record["rollout/staleness_mean"] for record in whole.metrics] == [0, 1, 1, 1]
-    # A checkpoint of step 2 is there, and the sampler draws for step 4 while the actor dies.
-    killed = overlapped(tmp_path / "killed", "mopd", 4, MOPD_FAILPOINTS="step.after_opt=kill;step=3")
+    assert versions(whole) == [{0}, {0}, {1}, {2}, {3}, {4}]
+    assert [record["rollout/staleness_mean"] for record in whole.metrics] == [0, 1, 1, 1, 1, 1]
+    # The checkpoint of step 2 is whole, that of step 4 perhaps, and the sampler draws for step 6 while the actor dies.
+    killed = overlapped(tmp_path / "killed", "mopd", 6, MOPD_FAILPOINTS="step.after_opt=kill;step=5")
     assert killed.code == 1, killed.said
     assert "the worker process died" in killed.said
-    resumed = overlapped(tmp_path / "killed", "mopd", 4)
+    resumed = overlapped(tmp_path / "killed", "mopd", 6)
     assert resumed.code == 0, resumed.said
-    assert resumed.manifest["resumed_after_step"] == 2
-    assert_same(whole, resumed, 4, tmp_path)
+    assert resumed.manifest["resumed_after_step"] in (2, 4)
+    assert_same(whole, resumed, 6, tmp_path)
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from trainer.config.compose import PROJECT
 READERS = {
     "trainer/stopping.py": "a job's end is told as a time of day; it is read once, and monotonic from there",
     "trainer/session.py": "the manifest says when the run started",
+    "trainer/report.py": "the report says when it was written",
+    "trainer/workers/profiling.py": "a trace puts what several processes did on one axis; nothing waits by it",
 }
 """Files that read the time of day, and why."""
 TIMES_OF_DAY = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}

@@ -353,7 +353,7 @@ def test_the_defaults_of_the_files_are_those_of_the_detectors(tmp_path: Path) ->
 def test_the_command_ends_with_its_own_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ends(*_: object) -> int:
+    def ends(*_: object, **__: object) -> int:
         raise RunUnhealthyError("health, no_signal: [nothing] was learnt", 4)
 
     monkeypatch.setattr(main, "run", ends)

@@ -157,7 +157,7 @@ def told_apart(line: Line, name: str, logged: Any, replayed: Any) -> str:
 
 def compare_metrics(past: PastStep, figures: Mapping[str, float], tolerance: Tolerance, result: Comparison) -> None:
     """Compares metrics with the step's record; times and speeds aside."""
-    replayed = {name: value for name, value in rounded(figures).items() if not name.startswith("perf/")}
+    replayed = {name: value for name, value in rounded(figures).items() if not name.startswith(("perf/", "timing_s/"))}
     alike = 0
     for name, value in sorted(replayed.items(), key=lambda item: item[0] not in HEADLINES):
         logged = past.metrics.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -35,14 +35,14 @@ from trainer.workers.policy import PolicyWorker
 class LocalPolicy(Policy):
     """The actor as a single rank in this process."""
 
-    def update(
+    def begin(
         self, samples: Sequence[Sample], step: int, record: frozenset[int]
-    ) -> tuple[dict[str, float], dict[int, FloatArray]]:
-        """One training step; metrics and the divergences asked for."""
+    ) -> Callable[[], tuple[dict[str, float], dict[int, FloatArray]]]:
+        """One training step, done at once; metrics and the divergences asked for."""
         starts = range(0, len(samples), self.mini_batch_rollouts)
         [plans] = zip(*[self.plan(samples[start : start + self.mini_batch_rollouts]) for start in starts], strict=True)
         update = self.workers[0].update(list(plans) * self.epochs, step, record)
-        return self.metrics([update], samples, step), update.divergences
+        return lambda: (self.metrics([update], samples, step), update.divergences)
 
 
 class NoVerification:
