@@ -50,11 +50,11 @@ def ray() -> Iterator[None]:
     cluster.stop()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def actors(
     ranks: int, method: str, *overrides: str, checkpointing: bool = False, attention: str = "packed"
 ) -> list[Any]:
-    """Ranks of an actor that have joined; the same ones when asked again."""
+    """Ranks of an actor that have joined; the same ones when asked again, unless others were asked for in between."""
     config = resolve(method, overrides, {}).config
     workers = [
         cluster.spawn(
