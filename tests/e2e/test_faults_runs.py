@@ -161,7 +161,9 @@ def silent_model(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["grpo", "mopd"])
 def test_a_model_that_says_nothing_trains_without_a_number_that_is_none(tmp_path: Path, method: str) -> None:
-    """All rollouts are empty and wrong: for GRPO every advantage is zero; MOPD's teacher sees failures all the same."""
+    """All rollouts are empty and wrong: for GRPO every advantage is zero. MOPD's teacher sees failures all the same, but
+    this model looks at nothing but its last token, so that teacher and student agree to the last digit.
+    """
     silent_model(tmp_path / "model")
     run = train(
         tmp_path / "run",
@@ -177,5 +179,6 @@ def test_a_model_that_says_nothing_trains_without_a_number_that_is_none(tmp_path
         assert (record["response_length/max"], record["critic/success_rate"]) == (1, 0)
         assert record["critic/informative_group_fraction"] == 0
         assert [name for name, value in record.items() if value is None] == []
-        assert (record["actor/grad_norm"] < 1e-6) == (method == "grpo")
+        assert record["actor/grad_norm"] < 1e-6
+        assert (record.get("self_distillation/divergence") == 0) == (method == "mopd")
     assert {line["output"] for line in run.lines("rollouts/1.jsonl")} == {""}
