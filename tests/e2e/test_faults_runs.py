@@ -161,8 +161,8 @@ def silent_model(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["grpo", "mopd"])
 def test_a_model_that_says_nothing_trains_without_a_number_that_is_none(tmp_path: Path, method: str) -> None:
-    """All rollouts are empty and wrong: for GRPO every advantage is zero. MOPD's teacher sees failures all the same, but
-    this model looks at nothing but its last token, so that teacher and student agree to the last digit.
+    """All rollouts are empty and wrong: for GRPO every advantage is zero. MOPD's teacher sees failures all the same,
+    but this model looks at nothing but its last token, so that teacher and student agree to the last digit.
     """
     silent_model(tmp_path / "model")
     run = train(
