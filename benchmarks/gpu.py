@@ -9,7 +9,9 @@ loss       forward and backward of the divergence with the top 100 and a tail, V
            and transient_gib (above the inputs; and above the gradients, too), gradient_error (of 256 rows, against
            float64). `naive` keeps all logits in bf16; `naive_fp32` has them in float32; `precise` has float32 logits a
            few at a time, `exact` bf16 ones, `sparse` is `precise` with the gradient of the support alone; `liger` is
-           liger-kernel's divergence of the full vocabulary, where that is installed, so without an error.
+           liger-kernel's divergence of the full vocabulary, where that is installed, so without an error. Their kernels
+           are the faster ones; `precise_torch` and `precise_triton` have those of one way (MOPD_KERNEL)
+kernels    GB/s of what is done beside the products, by kernel, kind of logits and way: as many as are there at one time
 actor      a step of the actor on a Qwen3-4B of random weights with a teacher beside it: see benchmarks/gpu_step.py
 transfer   GB/s from the GPU to the host of a teacher's answer: its top 100, and its hidden states
 """
@@ -19,9 +21,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -38,6 +42,8 @@ if str(ROOT) not in sys.path:
 from benchmarks.gpu_step import REAL, TOY, Bench, actor_part, rounded  # noqa: E402
 from mopd.divergence import closed, generalized_jsd  # noqa: E402
 from mopd.fused import linear_divergence  # noqa: E402
+from mopd.fused_kernels import outside, scan  # noqa: E402
+from mopd.fused_logits import LOGITS_AT_HAND  # noqa: E402
 from mopd.losses import distillation_loss  # noqa: E402
 
 BUDGET_S = 450.0
@@ -151,10 +157,32 @@ WAYS: Mapping[str, Callable[[Inputs], Tensor]] = {
     "precise": lambda inputs: fused(inputs, precise=True),
     "exact": lambda inputs: fused(inputs, precise=False),
     "sparse": lambda inputs: fused(inputs, precise=True, grad_mode="sparse"),
+    "precise_torch": lambda inputs: fused(inputs, precise=True),
+    "precise_triton": lambda inputs: fused(inputs, precise=True),
     "naive_fp32": naive_fp32,
     "liger": liger,
 }
 """By name; `naive` first, for the others are held against it."""
+
+
+@contextmanager
+def kernels_of(way: str) -> Iterator[None]:
+    """Meanwhile the kernels are those that the end of a name asks for, the faster ones if it asks for none."""
+    before, asked = os.environ.get("MOPD_KERNEL", "auto"), way.rpartition("_")[2]
+    os.environ["MOPD_KERNEL"] = asked if asked in ("torch", "triton") else "auto"
+    try:
+        yield
+    finally:
+        os.environ["MOPD_KERNEL"] = before
+
+
+def lacks(way: str, bench: Bench) -> str | None:
+    """Why a way cannot be gone here, if it cannot."""
+    if way == "liger" and importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    if way.endswith("triton") and (bench.device.type != "cuda" or importlib.util.find_spec("triton") is None):
+        return "Triton needs a GPU, and its package"
+    return None
 
 
 def gradient_of(way: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
@@ -206,7 +234,8 @@ def loss_part(bench: Bench, sizes: Sizes, ceilings: Mapping[str, float]) -> list
         naive_ms: float | None = None
         for name in WAYS:
             record = {"tokens": tokens, "hidden": hidden, "way": name}
-            record |= measured(name, inputs, truth, bench, ceilings[f"{tokens}x{hidden}"])
+            with kernels_of(name):
+                record |= measured(name, inputs, truth, bench, ceilings[f"{tokens}x{hidden}"])
             naive_ms = record.get("ms") if name == "naive" else naive_ms
             if naive_ms and "ms" in record:
                 record["naive_ratio"] = record["ms"] / naive_ms
@@ -217,8 +246,8 @@ def loss_part(bench: Bench, sizes: Sizes, ceilings: Mapping[str, float]) -> list
 
 def measured(name: str, inputs: Inputs, truth: Tensor, bench: Bench, ceiling: float) -> dict[str, Any]:
     """The figures of one way, or why there are none."""
-    if name == "liger" and importlib.util.find_spec("liger_kernel") is None:
-        return {"left_out": "liger-kernel is not installed"}
+    if missing := lacks(name, bench):
+        return {"left_out": missing}
     if bench.share() > LOSS_SHARE:
         return {"left_out": "no time left"}
 
@@ -243,6 +272,26 @@ def measured(name: str, inputs: Inputs, truth: Tensor, bench: Bench, ceiling: fl
     return record
 
 
+def kernels_part(bench: Bench, sizes: Sizes) -> dict[str, float | str]:
+    """GB/s by kernel, kind and way: bytes that have to be read and written, by the time of it."""
+    rows = max(1, LOGITS_AT_HAND["cuda"] // sizes.vocabulary) if bench.device.type == "cuda" else sizes.tokens[0]
+    found: dict[str, float | str] = {}
+    for kind, way in product((torch.float32, torch.bfloat16), ("torch", "triton")):
+        name = f"{str(kind).removeprefix('torch.')} {way}"
+        if missing := lacks(way, bench):
+            found[name] = missing
+            continue
+        logits = torch.randn(rows, sizes.vocabulary, device=bench.device, dtype=kind)
+        normaliser, shift = logits.float().logsumexp(dim=-1), torch.zeros(rows, device=bench.device)
+        out = torch.empty_like(logits, dtype=torch.bfloat16)
+        read, written = (each.numel() * each.element_size() for each in (logits, out))
+        with kernels_of(way):
+            found[f"scan {name}"] = 1e-9 * read / bench.seconds(lambda z=logits: scan(z, 1.0, True))
+            took = bench.seconds(lambda z=logits, n=normaliser, s=shift, o=out: outside(z, n, s, 1.0, o))
+            found[f"outside {name}"] = 1e-9 * (read + written) / took
+    return found
+
+
 def transfer_part(bench: Bench, sizes: Sizes) -> dict[str, float]:
     """GB/s from the device to the host."""
     tokens, hidden = sizes.tokens[0], sizes.hidden[0]
@@ -263,7 +312,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--dry", action="store_true", help="every part at a toy size, on the CPU")
-    parser.add_argument("--only", choices=["loss", "actor", "transfer"], help="one part alone (with the ceiling)")
+    parser.add_argument(
+        "--only", choices=["loss", "kernels", "actor", "transfer"], help="one part alone (with the ceiling)"
+    )
     parser.add_argument("--budget", type=float, default=BUDGET_S, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("--json", action="store_true", help="says nothing but the last line")
     asked = parser.parse_args(argv)
@@ -280,6 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ceiling = median(found["gemm"].values())
     parts: dict[str, Callable[[], Any]] = {
         "loss": lambda: loss_part(bench, sizes, found["gemm"]),
+        "kernels": lambda: kernels_part(bench, sizes),
         "transfer": lambda: transfer_part(bench, sizes),
         "actor": lambda: actor_part(bench, step, ceiling, None if asked.dry else name),
     }

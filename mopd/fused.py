@@ -14,9 +14,7 @@ place. What remains of a token is K slopes and a few scalars; `mopd.fused_gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mopd.divergence import LOG_FLOOR, Support, Tail, is_distribution, wide
 from mopd.fused_gradient import Slopes, attached
-from mopd.fused_logits import GradMode, Head, Options, check_states, heads, likeliest, peaks_of, read
+from mopd.fused_logits import GradMode, Head, Options, Reading, Rows, check_states, heads, likeliest, read
 from mopd.fused_topk import Chunk, LinearDivergence, compared, joined, read_beside
-from mopd.losses import Aggregation, divergence_loss, shaped, token_divergence
+from mopd.losses import Aggregation, divergence_loss, shaped, token_divergence, token_logprobs
 
 __all__ = ["GradMode", "LinearDivergence", "LinearLogprobs"]
 __all__ += ["linear_distillation_loss", "linear_divergence", "linear_logprobs"]
@@ -138,7 +136,7 @@ def linear_divergence(
             teacher = replace(teacher, buffer=None) if support == "union" else teacher
             size = options.chunk(len(student_weight))
             parts = zip(student_hidden.split(size), teacher_hidden.split(size), tokens.split(size), strict=True)
-            found = [_chunk(partial(student, h), partial(teacher, t), ids, options) for h, t, ids in parts]
+            found = [_chunk(Rows(student, h), Rows(teacher, t), ids, options) for h, t, ids in parts]
         return joined(found, student_hidden, student_weight, options)
 
 
@@ -162,32 +160,44 @@ def linear_logprobs(
             (head,) = heads(options, len(tokens), len(weight), weight)
             size = options.chunk(len(weight))
             parts = zip(hidden.split(size), tokens[:, None].split(size), strict=True)
-            readings = [read(head(states), ids, options) for states, ids in parts]
+            readings = [_read(Rows(head, states), ids, options) for states, ids in parts]
             del head
+            logprobs = torch.cat([each.logprobs for each in readings])
             normaliser = torch.cat([each.largest + each.normaliser for each in readings])
-            logprobs = torch.cat([each.logprobs[:, 0] for each in readings])
             possible = (logprobs > LOG_FLOOR).to(logprobs)
             slopes = Slopes(
-                tokens[:, None].int(), possible[:, None], -possible, normaliser, torch.ones_like(tokens).bool()
-            )
-        values = attached(logprobs, hidden, weight, slopes, options)
-        return LinearLogprobs(values, torch.cat([each.entropy for each in readings]) if entropy else None)
+                tokens[:, None].int(), -torch.expm1(logprobs) * possible, -possible[:, 0], normaliser,
+                torch.ones_like(tokens).bool(),
+            )  # fmt: skip
+        values = attached(logprobs[:, 0], hidden, weight, slopes, options)
+        return LinearLogprobs(values, torch.cat([each.entropy for each in readings]).to(values) if entropy else None)
 
 
-def _chunk(student: Callable[[], Tensor], teacher: Callable[[], Tensor], tokens: Tensor, options: Options) -> Chunk:
+def _chunk(student: Rows, teacher: Rows, tokens: Tensor, options: Options) -> Chunk:
     """Of C tokens, whose logits `[C, V]` are made when called for."""
     chooser, other = (teacher, student) if options.support == "teacher" else (student, teacher)
-    logits = chooser()
-    others = other() if options.support == "union" else None
-    k, peaks = options.topk or 0, peaks_of(logits)
-    ids = likeliest(logits, k, peaks)
-    ids = ids if others is None else torch.cat([ids, likeliest(others, k, peaks_of(others))], dim=-1)
+    logits, k = chooser.logits(), options.topk or 0
+    seen = options.scan(logits)
+    ids = likeliest(logits, k, seen.peaks)
+    if options.support == "union":
+        others = other.logits()
+        seen_others = options.scan(others)
+        ids = torch.cat([ids, likeliest(others, k, seen_others.peaks)], dim=-1)
     ids = ids.sort(dim=-1).values
-    first = read_beside(logits, ids, tokens, options, peaks)
+    first = read_beside(chooser, logits, ids, tokens, seen, options)
     del logits  # before the other's come
-    second = read_beside(other() if others is None else others, ids, tokens, options)
-    (mine, logprobs), (theirs, _) = (second, first) if options.support == "teacher" else (first, second)
-    return compared(mine, logprobs, theirs.logprobs, torch.isfinite(theirs.normaliser), ids, options)
+    if options.support != "union":
+        others = other.logits()
+        seen_others = options.scan(others)
+    second = read_beside(other, others, ids, tokens, seen_others, options)
+    (mine, logprobs), (theirs, others) = (second, first) if options.support == "teacher" else (first, second)
+    return compared(mine, logprobs, theirs.logprobs, others, torch.isfinite(theirs.normaliser), ids, options)
+
+
+def _read(rows: Rows, ids: Tensor, options: Options) -> Reading:
+    """Reads C tokens at `ids` `[C, K]`."""
+    logits = rows.logits()
+    return read(logits, ids, options.scan(logits), options, rows.exactly(ids))
 
 
 def _full_vocabulary(
@@ -202,16 +212,18 @@ def _full_vocabulary(
         logits = wide(states @ matrix.t()) / options.temperature
         teacher_logits = wide(teacher(teacher_hidden.detach())) / options.temperature
         values = token_divergence(logits, teacher_logits, torch.ones_like(tokens), alpha=options.alpha, topk=None)
-        reading = read(logits.detach(), tokens[:, None], own)
-        return values, reading.logprobs[:, 0], reading.entropy, is_distribution(teacher_logits)
+        known = logits.detach()
+        reading, told = read(known, tokens[:, None], own.scan(known), own), is_distribution(teacher_logits)
+        others = token_logprobs(teacher_logits, tokens).masked_fill(~told, torch.nan)
+        return values, reading.logprobs[:, 0], reading.entropy, told, others
 
     size = max(1, options.at_hand // 4 // len(weight))
     parts = zip(hidden.split(size), teacher_hidden.split(size), tokens.split(size), strict=True)
     found = [checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    values, logprobs, entropy, told = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    values, logprobs, entropy, told, others = (torch.cat(pieces) for pieces in zip(*found, strict=True))
     one = torch.ones_like(logprobs)
     return LinearDivergence(
-        values, logprobs, entropy if options.entropy else None, torch.zeros_like(one), one, one.clone(), told
+        values, logprobs, entropy if options.entropy else None, torch.zeros_like(one), one, one.clone(), told, others
     )
 
 

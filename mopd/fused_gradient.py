@@ -2,8 +2,9 @@
 
 What is found at a token sees the student's logits z only through K entries and their normaliser L:
 
-    dD/dz_j = slope_j [j in the support] + shift softmax_j          slope = dD/dz_K, shift = dD/dL
+    dD/dz_j = slope_j + shift softmax_j  in the support, else  shift softmax_j          slope = dD/dz_K, shift = dD/dL
 
+In the support these two nearly cancel: their sum is made in forward, from the numbers that the divergence was made of.
 Backward goes through the vocabulary, a tile at a time over all tokens, so that each part of the weight's gradient is
 written once. Outside the support a gradient is shift softmax_j; `sparse` leaves that out, and with it both large
 products. In sum it is |shift| times the mass of the tail, the `gradient_bound` of a token.
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from mopd.divergence import wide
+from mopd.fused_kernels import outside
 from mopd.fused_logits import Options, logits_dtype, product
 
 ROWS = 128
@@ -31,9 +33,9 @@ class Slopes:
     """All that backward needs of N tokens besides hidden states and weight."""
 
     ids: Tensor
-    """[N, K] int32, ascending; a repeated entry has the sum of its slopes."""
-    slopes: Tensor
-    """[N, K], by logit over the temperature; where not `whole`, the whole gradient at the support."""
+    """[N, K] int32, ascending."""
+    inside: Tensor
+    """[N, K], by logit over the temperature; 0 for an entry that repeats its left neighbour."""
     shift: Tensor
     """[N], by the normaliser."""
     normaliser: Tensor
@@ -43,9 +45,10 @@ class Slopes:
 
 
 def attached(values: Tensor, hidden: Tensor, weight: Tensor, slopes: Slopes, options: Options) -> Tensor:
-    """The values `[N]`, differentiable in hidden states `[N, H]` and weight `[V, H]` by their slopes."""
-    kept = slopes.ids, slopes.slopes, slopes.shift, slopes.normaliser, slopes.whole
-    attached_N: Tensor = _Attached.apply(values, hidden, weight, options, *kept)  # type: ignore[no-untyped-call]
+    """The values `[N]`, differentiable in hidden states `[N, H]` and weight `[V, H]` by their slopes; all made wide."""
+    numbers = (each.to(wide(hidden).dtype) for each in (values, slopes.inside, slopes.shift, slopes.normaliser))
+    values, *kept = numbers
+    attached_N: Tensor = _Attached.apply(values, hidden, weight, options, slopes.ids, *kept, slopes.whole)  # type: ignore[no-untyped-call]
     return attached_N
 
 
@@ -63,9 +66,9 @@ class _Attached(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         """Through the whole vocabulary for the tokens that want it, through the support for the others."""
-        hidden, weight, ids, slopes, shift, normaliser, whole = ctx.saved_tensors
+        hidden, weight, ids, inside, shift, normaliser, whole = ctx.saved_tensors
         scale = grad_N / ctx.options.temperature
-        slopes, shift = slopes * scale[:, None], shift * scale
+        inside, shift = inside * scale[:, None], shift * scale
         _, hidden_wanted, weight_wanted, *others = ctx.needs_input_grad
         with torch.autocast(hidden.device.type, enabled=False):
             if bool(whole.all()):
@@ -74,10 +77,10 @@ class _Attached(torch.autograd.Function):
                 grad_hidden, grad_weight = fresh(hidden), fresh(weight) if weight_wanted else None
             else:
                 rows = whole.nonzero()[:, 0]
-                few = slopes.masked_fill(whole[:, None], 0.0)
+                few = inside.masked_fill(whole[:, None], 0.0)
                 grad_hidden, grad_weight = _through_support(hidden, weight, ids, few, weight_wanted)
             if bool(whole.any()):
-                few_kept = (tensor[rows] for tensor in (hidden, ids, slopes, shift, normaliser))
+                few_kept = (tensor[rows] for tensor in (hidden, ids, inside, shift, normaliser))
                 beta = 0 if isinstance(rows, slice) else 1
                 grad_hidden[rows] = _through_vocabulary(grad_weight, beta, weight, *few_kept, options=ctx.options)
         return None, grad_hidden if hidden_wanted else None, grad_weight, *(None for _ in others)
@@ -85,33 +88,33 @@ class _Attached(torch.autograd.Function):
 
 def _through_vocabulary(
     grad_weight: Tensor | None, beta: int, weight: Tensor,
-    hidden: Tensor, ids: Tensor, slopes: Tensor, shift: Tensor, normaliser: Tensor, *, options: Options,
+    hidden: Tensor, ids: Tensor, inside: Tensor, shift: Tensor, normaliser: Tensor, *, options: Options,
 ) -> Tensor:  # fmt: skip
     """The gradient of the hidden states, `[N, H]`, from every entry of the vocabulary; that of the weight is added to
     beta times what `grad_weight` holds.
     The entries of all supports are sorted by the tile, a range of the vocabulary, that they fall into.
     """
     width = max(1, min(len(weight), options.tile // len(hidden)))
-    column, order = ids.flatten().sort()
+    once = ids.diff(dim=-1, prepend=ids[:, :1] - 1) > 0
+    column, order = ids[once].sort()
     starts = torch.arange(0, len(weight) + width, width, device=ids.device, dtype=ids.dtype)
     bounds = torch.searchsorted(column, starts).tolist()
-    row, column, slope = order // ids.shape[-1], column % width, slopes.flatten()[order]
+    row, column, inside = once.nonzero()[:, 0][order], column % width, inside[once][order]
     grad_hidden = wide(torch.zeros_like(hidden))
     # Fresh memory is dear on a CPU: there all tiles share it. On a GPU a product brings its own.
     on_cpu, kind = weight.device.type == "cpu", logits_dtype(weight, options.wide_logits)
     narrow = weight.dtype != grad_hidden.dtype
     narrow_tile = weight.new_empty(len(hidden), width if on_cpu or narrow else 0)
-    wide_tile = grad_hidden.new_empty(len(hidden), width if narrow and (on_cpu or kind == weight.dtype) else 0)
+    wide_tile = grad_hidden.new_empty(len(hidden), width if narrow and on_cpu else 0)
     part = torch.empty_like(hidden) if on_cpu else None
     for number, weight_tile in enumerate(weight.split(width)):
         mine, columns = slice(*bounds[number : number + 2]), slice(len(weight_tile))
         place = (narrow_tile if kind == weight.dtype else wide_tile)[:, columns] if on_cpu else None
         logits = product(hidden, weight_tile.t(), options.wide_logits, place)
-        gradient = logits if logits.dtype == grad_hidden.dtype else wide_tile[:, columns].copy_(logits)
-        gradient = gradient.div_(options.temperature) if options.temperature != 1.0 else gradient
-        gradient.sub_(normaliser[:, None]).exp_().mul_(shift[:, None])
-        gradient.index_put_((row[mine], column[mine].long()), slope[mine], accumulate=True)
-        gradient = narrow_tile[:, columns].copy_(gradient) if narrow else gradient
+        gradient = narrow_tile[:, columns] if narrow else logits
+        spare = wide_tile[:, columns] if on_cpu else None
+        gradient = outside(logits, normaliser, shift, options.temperature, gradient, spare)
+        gradient.index_put_((row[mine], column[mine].long()), inside[mine].to(gradient.dtype))
         _add(grad_hidden, product(gradient, weight_tile, options.wide_logits and not on_cpu, part))
         if grad_weight is not None:
             grad_weight[number * width :][: len(weight_tile)].addmm_(gradient.t(), hidden, beta=beta)

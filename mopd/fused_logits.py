@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mopd.divergence import LOG_FLOOR, Support, Tail, wide
+from mopd.fused_kernels import GROUP, Scan, scan
 from mopd.support import own_ids
 
 GradMode = Literal["exact", "sparse", "auto"]
@@ -25,12 +26,10 @@ LOGITS_AT_HAND = {"cpu": 1 << 25, "cuda": 1 << 27}
 """How many logits may exist at one time, by device."""
 TILES = {"cpu": 16, "cuda": 4}
 """Into how many times smaller a tile backward cuts them, for it has them in several forms, and caches are small."""
-SLICES = {"cpu": 1 << 17, "cuda": 1 << 23}
-"""How many logits are made wide at one time when they are read: on a CPU they are to stay in a cache."""
-GROUP = 16
-"""Of how many logits the maximum is taken before the likeliest are chosen."""
 UPCAST = 1 << 22
 """Of how many entries a weight is made wide at one time, where no product of narrow inputs has a wide result."""
+GATHERED = 1 << 20
+"""How many entries of a weight are gathered at one time, for logits in float64."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,10 @@ class Options:
         """Whether the logits of narrow inputs are float32."""
         return self.device == "cuda" if self.precise is None else self.precise
 
+    def scan(self, logits: Tensor) -> Scan:
+        """What logits `[C, V]` tell at one look."""
+        return scan(logits, self.temperature, self.entropy)
+
     def chunk(self, vocabulary: int) -> int:
         """How many tokens' logits may exist at one time: at least one's."""
         return max(1, self.at_hand // vocabulary)
@@ -86,8 +89,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Reading:
-    """What outlives the logits of C tokens, over the temperature; wide floats. All counts from the largest logit, for
-    a difference of small numbers is the more precise."""
+    """What outlives the logits of C tokens, over the temperature; wide floats, float64 of float32 inputs (`Rows`). All
+    counts from the largest logit, for a difference of small numbers is the more precise."""
 
     entries: Tensor
     """[C, K], the logits asked for, less the largest."""
@@ -124,6 +127,32 @@ class Head:
         out = None if self.buffer is None else self.buffer[: shape[0] * shape[1]].view(shape)
         logits = product(hidden_C_H, weight.t(), self.wide_logits, out)
         return logits if shape[1] == self.vocabulary else pad(logits, (0, self.vocabulary - shape[1]), value=-torch.inf)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An output layer and the hidden states that it is asked of."""
+
+    head: Head
+    hidden: Tensor
+    """[C, H]."""
+
+    def logits(self) -> Tensor:
+        """As of the head."""
+        return self.head(self.hidden)
+
+    def exactly(self, ids: Tensor) -> Tensor | None:
+        """The logits at ids `[C, K]` of float32 inputs, in float64; None of others: narrow ones lose more elsewhere.
+
+        What is compared is a small difference of large logits, which in float32 keeps five digits.
+        """
+        weight = self.head.weight[: self.head.vocabulary]
+        if weight.dtype != torch.float32:
+            return None
+        known, size = ids < len(weight), max(1, GATHERED // max(1, ids.shape[1] * weight.shape[1]))
+        parts = zip(self.hidden.split(size), ids.long().where(known, 0).split(size), strict=True)
+        found = [(weight[names].double() @ states.double()[:, :, None])[:, :, 0] for states, names in parts]
+        return torch.cat(found).masked_fill(~known, -torch.inf)
 
 
 def heads(options: Options, tokens: int, vocabulary: int, *weights: Tensor) -> tuple[Head, ...]:
@@ -166,35 +195,24 @@ def product(left: Tensor, right: Tensor, wide_out: bool, out: Tensor | None = No
     return out
 
 
-def read(logits: Tensor, ids: Tensor, options: Options, peaks: Tensor | None = None) -> Reading:
+def read(logits: Tensor, ids: Tensor, seen: Scan, options: Options, exact: Tensor | None = None) -> Reading:
     """Of logits `[C, V]`: the entries at `ids` `[C, K]`, the normaliser and, if asked for, the entropy.
 
     With x = (logit - largest) / temperature, the normaliser is log sum exp(x), and the entropy that less the mean of x.
+
+    Args:
+        seen: the scan of these logits.
+        exact: the same entries in float64. The normaliser then counts them instead, as far as the ids ascend.
     """
-    largest = wide(peaks_of(logits) if peaks is None else peaks).amax(dim=-1, keepdim=True)
-    total, weighted = torch.zeros_like(largest[:, 0]), torch.zeros_like(largest[:, 0])
-    size = SLICES.get(options.device, SLICES["cpu"]) // max(1, len(logits))
-    for part in logits.split(max(1, size), dim=-1):
-        below = part - largest if options.temperature == 1.0 else (part - largest).div_(options.temperature)
-        if options.entropy:
-            mass = torch.exp(below)
-            weighted += below.clamp_(min=LOG_FLOOR).mul_(mass).sum(dim=-1)
-            total += mass.sum(dim=-1)
-        else:
-            total += below.exp_().sum(dim=-1)
-    entropy = total.log() - weighted / total if options.entropy else torch.zeros_like(total)
-    entries = (logits.gather(-1, ids.long()) - largest) / options.temperature
-    return Reading(entries, total.log(), largest[:, 0] / options.temperature, entropy)
-
-
-def peaks_of(logits: Tensor) -> Tensor:
-    """The largest of every group of logits `[C, V]`: `[C, V // GROUP]`, then what is left over, one by one.
-
-    A group's entries lie far apart, `V // GROUP` from one to the next: then a CPU finds all the maxima side by side.
-    """
-    groups = logits.shape[-1] // GROUP
-    grouped = logits[:, : groups * GROUP].unflatten(-1, (GROUP, groups))
-    return torch.cat([grouped.amax(dim=1), logits[:, groups * GROUP :]], dim=-1)
+    near = (logits.gather(-1, ids.long()) - seen.largest[:, None]) / options.temperature
+    total = seen.total.to(near)
+    entropy = total.log() - seen.weighted / total if options.entropy else torch.zeros_like(total)
+    if exact is None:
+        return Reading(near, total.log(), seen.largest / options.temperature, entropy)
+    largest, once = seen.largest.double(), ids.diff(dim=-1, prepend=ids[:, :1] - 1) > 0
+    entries = (exact - largest[:, None]) / options.temperature
+    change = (entries.exp() - near.exp().double()).where(once, 0.0).sum(dim=-1)
+    return Reading(entries, (seen.total + change).log(), largest / options.temperature, entropy.double())
 
 
 def likeliest(logits: Tensor, count: int, peaks: Tensor) -> Tensor:

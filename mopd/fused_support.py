@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mopd.divergence import Tail
-from mopd.fused_logits import GradMode, Options, check_states, heads, likeliest, peaks_of, read
+from mopd.fused_kernels import peaks_of
+from mopd.fused_logits import GradMode, Options, Rows, check_states, heads, likeliest, read
 from mopd.fused_topk import LinearDivergence, compared, joined, read_beside
 from mopd.support import TeacherAnswer
 
@@ -73,12 +74,13 @@ def linear_answer(
         (head,) = heads(options, len(teacher_hidden), vocabulary, teacher_weight)
         found = []
         for states, ids in zip(teacher_hidden.split(size), asked.long().split(size), strict=True):
-            logits = head(states)
-            peaks = peaks_of(logits)
-            ids = torch.cat([ids, likeliest(logits, own, peaks)], dim=-1).sort(dim=-1).values
-            reading = read(logits, ids, options, peaks)
+            rows = Rows(head, states)
+            logits = rows.logits()
+            seen = options.scan(logits)
+            ids = torch.cat([ids, likeliest(logits, own, seen.peaks)], dim=-1).sort(dim=-1).values
+            reading = read(logits, ids, seen, options, rows.exactly(ids))
             lost = ~torch.isfinite(reading.normaliser)[:, None]
-            found.append((ids, reading.logprobs.masked_fill(lost, torch.nan)))
+            found.append((ids, reading.logprobs.to(seen.total).masked_fill(lost, torch.nan)))
         return TeacherAnswer(*(torch.cat(pieces) for pieces in zip(*found, strict=True)))
 
 
@@ -111,9 +113,14 @@ def linear_divergence_on(
         with torch.no_grad():
             (head,) = heads(options, len(tokens), len(weight), weight)
             found = []
-            each_token = (hidden, tokens, answer.ids.long(), answer.logprobs, answer.told)
-            for states, names, ids, logprobs_K, told in zip(*(each.split(size) for each in each_token), strict=True):
-                mine, logprobs = read_beside(head(states), ids, names, options)
-                found.append(compared(mine, logprobs, logprobs_K.to(mine.entries), told, ids, options))
+            each_token = (hidden, tokens, answer.ids.long(), answer.logprobs, answer.of(tokens), answer.told)
+            for states, names, ids, logprobs_K, others, told in zip(
+                *(each.split(size) for each in each_token), strict=True
+            ):
+                rows = Rows(head, states)
+                logits = rows.logits()
+                mine, logprobs = read_beside(rows, logits, ids, names, options.scan(logits), options)
+                others, theirs_K = (each.to(mine.entries) for each in (others, logprobs_K))
+                found.append(compared(mine, logprobs, theirs_K, others, told, ids, options))
             del head
         return joined(found, hidden, weight, options)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mopd.divergence import LOG_FLOOR, TAIL_CEILING, closed, generalized_jsd, mass
+from mopd.divergence import LOG_FLOOR, TAIL_CEILING, closed, generalized_jsd, mass, wide
 from mopd.fused_gradient import Slopes, attached
-from mopd.fused_logits import Options, Reading, read
+from mopd.fused_kernels import Scan
+from mopd.fused_logits import Options, Reading, Rows, read
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class LinearDivergence:
     """[N], under the teacher (`mopd.divergence.captured_mass`)."""
     told: Tensor
     """[N] bool, where the teacher's logits are a distribution; elsewhere a token costs nothing."""
+    teacher_logprobs: Tensor
+    """[N], of the sampled tokens under the teacher; not-a-number where it told none, or was not asked for that one."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +56,29 @@ class Chunk:
     student_mass: Tensor
     teacher_mass: Tensor
     told: Tensor
+    teacher_logprobs: Tensor
     slopes: Slopes
 
 
 def read_beside(
-    logits: Tensor, ids: Tensor, tokens: Tensor, options: Options, peaks: Tensor | None = None
+    rows: Rows, logits: Tensor, ids: Tensor, tokens: Tensor, seen: Scan, options: Options
 ) -> tuple[Reading, Tensor]:
-    """Reads logits `[C, V]` at `ids` `[C, K]`; and the log-probs `[C]` of the tokens beside."""
-    reading = read(logits, torch.cat([ids, tokens[:, None]], dim=-1), options, peaks)
+    """Reads the rows' logits `[C, V]` at `ids` `[C, K]`; and the log-probs `[C]` of the tokens beside."""
+    ids = torch.cat([ids, tokens[:, None]], dim=-1)
+    reading = read(logits, ids, seen, options, rows.exactly(ids))
     return replace(reading, entries=reading.entries[:, :-1]), reading.logprobs[:, -1]
 
 
 def compared(
-    student: Reading, logprobs: Tensor, teacher_K: Tensor, told: Tensor, ids: Tensor, options: Options
-) -> Chunk:
+    student: Reading, logprobs: Tensor, teacher_K: Tensor, teacher_logprobs: Tensor, told: Tensor, ids: Tensor,
+    options: Options,
+) -> Chunk:  # fmt: skip
     """The divergence as a function of the support's logits and of the normaliser alone, differentiated in both.
 
     Args:
         student, logprobs: the student's logits at the support; the log-probs `[C]` of the tokens.
-        teacher_K, told: `[C, K]`, the teacher's log-probs at the support, and `[C]` bool, where they are that.
+        teacher_K, teacher_logprobs: likewise the teacher's, `[C, K]` log-probs at the support and `[C]` of the tokens.
+        told: `[C]` bool, where they are log-probs.
         ids: `[C, K]`, the support, ascending; what repeats its left neighbour counts for nothing.
     """
     with torch.enable_grad():
@@ -86,23 +93,26 @@ def compared(
     inside = slopes + shift[:, None] * support_K.exp()
     whole = bound > options.tolerance * (inside.abs().sum(dim=-1) + bound)
     whole = whole if options.grad_mode == "auto" else torch.full_like(whole, options.grad_mode == "exact")
-    slopes = torch.where(whole[:, None], slopes, inside).masked_fill(~told[:, None], 0.0)
+    inside = inside.masked_fill(~told[:, None], 0.0)
     values, bound, shift = (each.detach().masked_fill(~told, 0.0) for each in (values, bound, shift))
     return Chunk(
         values, logprobs, student.entropy, bound, mass(student_K.detach(), ids), mass(teacher_K, ids), told,
-        Slopes(ids.int(), slopes, shift, student.largest + student.normaliser, whole),
+        teacher_logprobs.masked_fill(~told, torch.nan),
+        Slopes(ids.int(), inside, shift, student.largest + student.normaliser, whole),
     )  # fmt: skip
 
 
 def joined(chunks: Sequence[Chunk], hidden: Tensor, weight: Tensor, options: Options) -> LinearDivergence:
     """The chunks' tokens in their order, attached to the student's hidden states `[N, H]` and weight `[V, H]`."""
+    kind = wide(hidden).dtype
 
     def all_of(pieces: Sequence[Any], name: str) -> Tensor:
-        return torch.cat([getattr(each, name) for each in pieces])
+        found = torch.cat([getattr(each, name) for each in pieces])
+        return found.to(kind) if found.is_floating_point() else found
 
     kept = [each.slopes for each in chunks]
-    slopes = Slopes(*(all_of(kept, name) for name in ("ids", "slopes", "shift", "normaliser", "whole")))
-    constants = ("logprobs", "gradient_bound", "student_mass", "teacher_mass", "told")
+    slopes = Slopes(*(all_of(kept, name) for name in ("ids", "inside", "shift", "normaliser", "whole")))
+    constants = ("logprobs", "gradient_bound", "student_mass", "teacher_mass", "told", "teacher_logprobs")
     return LinearDivergence(
         values=attached(all_of(chunks, "values"), hidden, weight, slopes, options),
         entropy=all_of(chunks, "entropy") if options.entropy else None,

@@ -33,6 +33,11 @@ class TeacherAnswer:
         """[...] bool, where the teacher's numbers are log-probs; zero probability, -inf, is one."""
         return (self.logprobs < torch.inf).all(dim=-1)
 
+    def of(self, tokens: Tensor) -> Tensor:
+        """The log-probs of tokens `[...]`; not-a-number where the answer has none of them."""
+        found = (self.ids == tokens[..., None]) & self.told[..., None]
+        return self.logprobs.where(found, -torch.inf).amax(dim=-1).masked_fill(~found.any(dim=-1), torch.nan)
+
     def at(self, mask: Tensor) -> TeacherAnswer:
         """The answer `[N, K]` at the tokens where `mask` `[...]` is true."""
         return TeacherAnswer(self.ids[mask], self.logprobs[mask])

@@ -27,10 +27,11 @@ DOORS = {
     "vllm": ["trainer/workers/sampler*.py"],
     "hydra": ["trainer/main.py", "trainer/config/*.py"],
     "omegaconf": ["trainer/main.py", "trainer/config/*.py"],
-    "wandb": ["trainer/tracking.py"],
-    "tensorboard": ["trainer/tracking.py"],
-    "tensorboardX": ["trainer/tracking.py"],
-    "torch.utils.tensorboard": ["trainer/tracking.py"],
+    "wandb": ["trainer/trackers/wandb.py"],
+    "mlflow": ["trainer/trackers/mlflow.py"],
+    "tensorboard": ["trainer/trackers/tensorboard.py"],
+    "tensorboardX": ["trainer/trackers/tensorboard.py"],
+    "torch.utils.tensorboard": ["trainer/trackers/tensorboard.py"],
 }
 BEHIND_DOORS = {*FLOORS, "experiments"}
 

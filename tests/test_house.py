@@ -88,6 +88,7 @@ def test_a_look_down_is_allowed(path, text):
         ("trainer/loop.py", "try:\n    import wandb\nexcept ImportError:\n    wandb = None"),
         ("trainer/loop.py", "from torch.utils.tensorboard import SummaryWriter"),
         ("trainer/loop.py", "from torch.utils import tensorboard"),
+        ("trainer/tracking.py", "from mlflow import MlflowClient"),
         ("experiments/study/launch.py", "import ray"),
     ],
 )
@@ -103,7 +104,7 @@ def test_an_import_beside_the_door_is_noticed(path, text):
         ("trainer/workers/sampler_cpu.py", "from vllm import LLM"),
         ("trainer/config/schema.py", "from omegaconf import OmegaConf"),
         ("trainer/main.py", "import hydra"),
-        ("trainer/tracking.py", "import wandb"),
+        ("trainer/trackers/wandb.py", "import wandb"),
         ("trainer/loop.py", "import rayon\nimport torch.utils.data"),
         ("tests/e2e/test_kill.py", "import ray"),
     ],

@@ -15,7 +15,7 @@ from tests import house
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.name for path in ROOT.glob("requirements*.txt"))
 # Where the name of a library is not the name under which it is installed.
-DISTRIBUTIONS = {"hydra": "hydra-core", "math_verify": "math-verify"}
+DISTRIBUTIONS = {"hydra": "hydra-core", "math_verify": "math-verify", "mlflow": "mlflow-skinny"}
 
 
 def load_pins():

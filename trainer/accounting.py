@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from trainer.layout import TokenBatch
     from trainer.planning.architecture import Architecture
 
-Role = Literal["trained", "student", "teacher", "distant"]
+Role = Literal["trained", "student", "teacher", "early", "distant"]
 """Whose forward passes: the student's that a backward pass follows, its others, the teacher's or reference's beside it,
-and those of a teacher elsewhere, which takes no time of this rank's device."""
+that teacher's before the update began, and those of a teacher elsewhere, which takes no time of this rank's device."""
 
 PEAKS: Mapping[str, float] = {
     "GH200": 989e12,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,15 +15,18 @@ from trainer.attention import PACKED
 from trainer.config.compose import context_settings
 from trainer.config.schema import Config
 from trainer.contexts import ContextBuilder, PeerRule
+from trainer.early import EarlyTeacher
 from trainer.health import health_of
 from trainer.objectives import LossSettings
 from trainer.packing import Packing
 from trainer.parts import Parts, Sizes
+from trainer.placement import Placement
 from trainer.planning.architecture import Architecture, architecture_of
 from trainer.prompts import PromptSet, Renderer
+from trainer.sampling import Sampling, Slot
 from trainer.saving import Saver
 from trainer.schedule import Schedule
-from trainer.services import Policy, Sampling
+from trainer.services import Policy
 from trainer.settings import (
     credit_settings,
     horizon_of,
@@ -49,42 +53,22 @@ BUCKET_DEADLINE_S = 60.0
 """Longest wait for the sampler to take a bucket of weights."""
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Which devices the workers take."""
-
-    device: str
-    ranks: int
-    teachers: int = 0
-    """Processes of a teacher with a placement of its own."""
-
-    def gpus(self, rank: int) -> float:
-        """Share of a GPU of an actor rank. Rank 0 and the sampler halve one; whole ones keep the others apart."""
-        if self.device == "cpu":
-            return 0.0
-        return 1.0 if rank else 0.5
-
-    @property
-    def transfer_backend(self) -> str:
-        """How weights go from the actor to the sampler."""
-        return "gloo" if self.device == "cpu" else "ipc"
-
-    @property
-    def sync_tolerance(self) -> float:
-        """Nats by which both sides' log-probs of the same tokens may differ: fp32 on the CPU, bf16 on GPUs."""
-        return 1e-3 if self.device == "cpu" else 1.0
-
-
-def place_sampler(placement: Placement, **arguments: Any) -> Any:
-    """A new sampler process; `arguments` are `SamplerWorker`'s."""
+def place_sampler(placement: Placement, number: int = 0, **arguments: Any) -> Any:
+    """A new sampler process; `arguments` are `SamplerWorker`'s. The first shares a GPU with rank 0."""
     return cluster.spawn(
         SamplerWorker,
         num_cpus=1,
-        num_gpus=placement.gpus(rank=0),
+        num_gpus=placement.gpus(rank=number),
         device=placement.device,
-        transfer_backend=placement.transfer_backend,
+        transfer_backend=placement.transfer_backend(number),
         **arguments,
     )
+
+
+def slot_of(placement: Placement, number: int, transfer: Transfer, spawn: Callable[..., Any]) -> Slot:
+    """The place of sampler `number`, filled; `spawn` makes a sampler of a number."""
+    again = partial(spawn, number=number)
+    return Slot(again(), again, replace(transfer, backend=placement.transfer_backend(number)))
 
 
 def reward_settings(config: Config) -> RewardSettings:
@@ -135,9 +119,13 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         seed=data.seed,
         enable_prefix_caching=rollout.enable_prefix_caching,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
+        free_cache_engine=rollout.free_cache_engine,
         kv_cache_mib=rollout.kv_cache_mib,
     )
-    first_sampler = spawn_sampler()
+    transfer = Transfer(
+        placement.transfer_backend(0), rollout.update_weights_bucket_megabytes << 20, min(deadline, BUCKET_DEADLINE_S)
+    )
+    slots = [slot_of(placement, number, transfer, spawn_sampler) for number in range(rollout.n_samplers)]
     teachers = place_teachers(
         placement.teachers,
         num_gpus=placement.gpus(rank=1),
@@ -163,6 +151,7 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
             seed=data.seed,
             deadline_s=deadline,
             distant=teachers[rank % len(teachers)] if teachers else None,
+            student_offload=actor.fsdp_config.param_offload,
             optimizer_offload=actor.fsdp_config.optimizer_offload,
             teacher_offload=config.actor_rollout_ref.ref.fsdp_config.param_offload,
         )
@@ -182,16 +171,13 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         **(architectures(config) if placement.device == "cuda" else {}),
     )
     sampler = Sampling(
-        first_sampler,
-        spawn_sampler,
+        slots,
         policy,
-        Transfer(
-            placement.transfer_backend, rollout.update_weights_bucket_megabytes << 20, min(deadline, BUCKET_DEADLINE_S)
-        ),
         tolerance=placement.sync_tolerance if rollout.sync_tolerance == "auto" else rollout.sync_tolerance,
         seed=data.seed,
         deadline_s=deadline,
         verification=verification,
+        sleeps=rollout.free_cache_engine,
     )
     return policy, sampler, verification
 
@@ -279,6 +265,8 @@ def build_parts(
         seed=config.data.seed,
         step_separator=distill.step_separator if distill.step_level_kl else None,
         draws=config.algorithm.max_num_gen_batches if config.algorithm.filter_groups else 1,
+        bare=config.trainer.context_gain_rollouts,
+        success_threshold=distill.success_reward_threshold,
     )
     return Parts(
         sizes=sizes,
@@ -297,4 +285,5 @@ def build_parts(
         schedule=schedule,
         saver=saver,
         stopper=stopper,
+        early=EarlyTeacher(policy.workers, policy.packing) if config.trainer.early_teacher else None,
     )

@@ -137,8 +137,8 @@ def listed(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(name[1]), path) for name, path in named if name)
 
 
-def read(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder, every file compared with its checksum.
+def read(folder: Path, *, but: str = "") -> Checkpoint:
+    """The checkpoint in a folder, every file compared with its checksum; not those of the folder `but` inside it.
 
     Raises:
         CheckpointError: it is damaged or not whole; the message names the file.
@@ -147,7 +147,8 @@ def read(folder: Path) -> Checkpoint:
     try:
         told = json.loads(manifest.read_text())
         step, facts = int(told["step"]), dict(told["facts"])
-        files = {name: (int(wanted["bytes"]), wanted["blake2b"]) for name, wanted in dict(told["files"]).items()}
+        described = {name: wanted for name, wanted in dict(told["files"]).items() if name.split("/")[0] != but}
+        files = {name: (int(wanted["bytes"]), wanted["blake2b"]) for name, wanted in described.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no whole checkpoint: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

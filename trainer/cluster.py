@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 # Ray reads both while it is imported.
@@ -23,9 +24,20 @@ if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
 
 import ray
 from ray._private.node import Node
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray._private.state import available_resources_per_node
+from ray.exceptions import (
+    AuthenticationError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mopd.rewards.custom import KEYS
+from trainer import network
+from trainer.errors import BadInputError
 
 log = logging.getLogger("mopd")
 
@@ -40,6 +52,20 @@ IDLE = ("start_monitor", "start_log_monitor", "start_api_server")
 
 running: tuple[Mapping[str, str], int] | None = None
 """What this process's Ray was started with, or is being started; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of the cluster."""
+
+    name: str
+    """Ray's, different for every one, also for two on the same computer."""
+    address: str
+    cpus: float
+    """Free ones, by Ray's reckoning."""
+    gpus: float
+    here: bool
+    """Whether this process is on it."""
 
 
 class WorkerError(RuntimeError):
@@ -58,6 +84,9 @@ def start(environment: Mapping[str, str], num_cpus: int) -> None:
     """Starts a local Ray, or joins the cluster named by RAY_ADDRESS; one that was started so already is kept.
 
     `environment` is inherited by every worker.
+
+    Raises:
+        BadInputError: the cluster cannot be joined.
     """
     global running
     if running == (environment, num_cpus) and ray.is_initialized():
@@ -75,7 +104,7 @@ def start(environment: Mapping[str, str], num_cpus: int) -> None:
     local: dict[str, Any] = (
         {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
     )
-    with withheld(KEYS), unheard(sent_to_all(os.environ)), spared():
+    with withheld(KEYS), unheard(sent_to_all(os.environ)), spared(), joining(address):
         ray.init(
             # Without a name Ray would also join a cluster that somebody else has started on this machine.
             address=address or "local",
@@ -86,6 +115,63 @@ def start(environment: Mapping[str, str], num_cpus: int) -> None:
             # A cluster that is there already does not inherit this process's environment.
             runtime_env={} if address is None else {"env_vars": dict(environment)},
         )
+
+
+def joined() -> bool:
+    """Whether this process's Ray is a cluster that others started."""
+    return "RAY_ADDRESS" in os.environ
+
+
+@contextmanager
+def joining(address: str | None) -> Iterator[None]:
+    """Turns what goes wrong on joining a cluster into a sentence."""
+    try:
+        yield
+    except (ConnectionError, AuthenticationError, ValueError) as error:
+        if address is None:
+            raise
+        raise BadInputError(
+            [
+                f"RAY_ADDRESS={address}: this cluster cannot be joined ({str(error).splitlines()[0]:.200}); name the "
+                f"address that `ray start --head` printed, give RAY_AUTH_MODE and RAY_AUTH_TOKEN as it was given them, "
+                f"or unset RAY_ADDRESS to run on this machine alone"
+            ]
+        ) from error
+
+
+def machines() -> list[Machine]:
+    """The machines of the cluster that are alive, with what is free there; this one first, the others by address."""
+    free, own = available_resources_per_node(), ray.get_runtime_context().get_node_id()
+    found = [
+        Machine(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            free.get(node["NodeID"], {}).get("CPU", 0.0),
+            free.get(node["NodeID"], {}).get("GPU", 0.0),
+            node["NodeID"] == own,
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted(found, key=lambda machine: (not machine.here, socket_order(machine.address), machine.name))
+
+
+def socket_order(address: str) -> tuple[int, ...]:
+    """An address as numbers: n10 comes after n9."""
+    return tuple(int(part) for part in address.split(".") if part.isdecimal())
+
+
+def ask_machines(function: Callable[..., Any], these: Sequence[Machine], *arguments: Any) -> list[Any]:
+    """Calls a function on each of these machines; references to the answers."""
+    remote = ray.remote(function).options(num_cpus=0, max_retries=0)
+    return [remote.options(scheduling_strategy=at(machine, bound=True)).remote(*arguments) for machine in these]
+
+
+def at(machine: Machine | None, *, bound: bool) -> Any:
+    """Ray's word for a place: on a machine and, if not bound to it, elsewhere should it be gone or full."""
+    if machine is None:
+        return "DEFAULT"
+    return NodeAffinitySchedulingStrategy(machine.name, soft=not bound, _spill_on_unavailable=not bound)
 
 
 @contextmanager
@@ -146,9 +232,21 @@ def this_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def spawn(worker: type, *, num_cpus: float, num_gpus: float, **arguments: Any) -> Any:
-    """Places one worker process of class `worker`; its methods are called as `handle.method.remote(...)`."""
-    remote = ray.remote(settled(worker)).options(num_cpus=num_cpus, num_gpus=num_gpus)
+def spawn(
+    worker: type,
+    *,
+    num_cpus: float,
+    num_gpus: float,
+    machine: Machine | None = None,
+    bound: bool = False,
+    **arguments: Any,
+) -> Any:
+    """Places one worker process of class `worker`; its methods are called as `handle.method.remote(...)`.
+
+    It comes to `machine` where one is named: `bound`, to no other.
+    """
+    place = at(machine, bound=bound)
+    remote = ray.remote(settled(worker)).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=place)
     return remote.remote(**arguments)
 
 
@@ -156,12 +254,19 @@ def settled(worker: type) -> type:
     """The class `worker`, under its own name; once one of it is there, its process collects garbage."""
 
     def __init__(self: Any, **arguments: Any) -> None:
+        network.use(this_address())
         worker.__init__(self, **arguments)  # type: ignore[misc]
         gc.freeze()
         gc.enable()
 
     names = {"__init__": __init__, "__module__": worker.__module__, "__qualname__": worker.__qualname__}
     return type(worker.__name__, (worker,), names)
+
+
+def ask_many(call: Any, count: int, *arguments: Any) -> list[Any]:
+    """Calls the worker's method `call`, which returns a list of so many; a reference to each of them."""
+    found = call.options(num_returns=max(1, count)).remote(*arguments)
+    return list(found) if count > 1 else [found][:count]
 
 
 def gather(references: Sequence[Any], doing: str, deadline_s: float) -> list[Any]:
@@ -208,34 +313,52 @@ def missing(references: Sequence[Any], pending: Sequence[Any]) -> str:
     return f"; of {len(references)} answers those of {', '.join(numbers)} are missing (ranks count from 0)"
 
 
-def stream(
-    call: Any, arguments: Sequence[Any], doing: str, deadline_s: float, between: Callable[[], None]
-) -> Iterator[Any]:
-    """What the worker's method `call` yields, as it comes; `between` is called all the while.
+def streams(
+    calls: Mapping[int, tuple[Any, Sequence[Any]]], doing: str, deadline_s: float, between: Callable[[], None]
+) -> Iterator[tuple[int, Any]]:
+    """What workers' methods yield, as it comes, each with its worker's number; `between` is called all the while.
 
-    Waiting speaks as in `wait`; the deadline is that of the wait for the next one.
+    A worker that died ends its own stream, with the error in place of an item. Waiting speaks as in `wait`; the
+    deadline is that of the wait for any next one.
+
+    Args:
+        calls: by number, a method and its arguments.
 
     Raises:
-        WorkerError: the worker failed or died, or the deadline passed.
+        WorkerError: a worker failed, or the deadline passed.
     """
-    items = call.options(num_returns="streaming").remote(*arguments)
+    open_ones = {
+        call.options(num_returns="streaming").remote(*arguments): number for number, (call, arguments) in calls.items()
+    }
     started = spoke = time.monotonic()
-    while True:
-        ready, _ = ray.wait([items], timeout=POLL_S)
+    while open_ones:
+        ready, _ = ray.wait(list(open_ones), timeout=POLL_S)
         between()
         now = time.monotonic()
         if ready:
-            try:
-                reference = next(items)
-            except StopIteration:
-                return
-            yield answer(reference, doing)
+            items = ready[0]
+            number = open_ones.pop(items)  # and to the end of the line, so that none waits for ever
+            found, goes_on = next_of(items, doing)
+            if goes_on:
+                open_ones[items] = number
+            if found is not None:
+                yield number, found
             started = spoke = time.monotonic()
         elif now - started > deadline_s:
             raise DeadlineError(f"{doing}: no answer within trainer.deadline_s={deadline_s:g} s")
         elif now - spoke > SPEAK_EVERY_S:
             log.info("still %s after %.0f s", doing, now - started)
             spoke = now
+
+
+def next_of(items: Any, doing: str) -> tuple[Any, bool]:
+    """What is next in a stream, or the death of its worker, or None at its end; and whether there is more to come."""
+    try:
+        return answer(next(items), doing), True
+    except StopIteration:
+        return None, False
+    except WorkerDiedError as error:
+        return error, False
 
 
 def ended(references: Sequence[Any], wait_s: float) -> list[Any]:
@@ -279,6 +402,8 @@ def answer(reference: Any, doing: str) -> Any:
         raise WorkerError(f"{doing}: {error.cause!r}\n{error}") from error
     except RayActorError as error:
         raise WorkerDiedError(f"{doing}: the worker process died ({error})") from error
+    except ObjectLostError as error:
+        raise WorkerDiedError(f"{doing}: the machine that held the answer is gone ({error})") from error
     except OutOfMemoryError as error:
         raise WorkerDiedError(
             f"{doing}: the worker process was ended, the machine's memory was full ({error})"

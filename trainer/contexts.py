@@ -65,11 +65,16 @@ class ContextBuilder:
         shown = zip(rollouts, self.peers_of(groups, step), strict=True)
         return [self.rendered(self.view_of(group, rollout_id, peers)) for (group, rollout_id), peers in shown]
 
+    @property
+    def by_group(self) -> bool:
+        """Whether what a rollout's teacher sees depends on its own group alone."""
+        return self.rule.control == "none" and not self.rule.published_order
+
     def peers_of(self, groups: Sequence[Group], step: int) -> list[Peers]:
         """What may be shown for every rollout, in sampling order."""
         if self.kind == "reference":
             return [reference_peers(group.prompt) for group in groups for _ in group.rollouts]
-        rule, rng = self.rule, random.Random(f"peers {self.rule.seed} {step}")
+        rule = self.rule
         orders = published_orders(groups, rule.ranks) if rule.published_order else [None] * len(groups)
         if rule.control == "none":
             return [
@@ -78,7 +83,8 @@ class ContextBuilder:
                 for peers in choose_peers(
                     group,
                     self.settings,
-                    rng,
+                    # Of its own for every group, so that a group's peers are the same whenever it is looked at.
+                    random.Random(f"peers {rule.seed} {step} {group.uid}"),
                     threshold=rule.success_threshold,
                     policy=rule.policy,
                     order=order,
@@ -92,7 +98,7 @@ class ContextBuilder:
                 self.settings,
                 rule.control,
                 rule.control_match,
-                rng,
+                random.Random(f"peers {rule.seed} {step}"),
                 rule.success_threshold,
                 policy=rule.policy,
                 orders=known or None,

@@ -23,15 +23,16 @@ from rich.table import Table
 
 from mopd.types import Group
 from trainer import cluster
-from trainer.assemble import Placement, custom_reward, place_sampler, place_verifiers, worker_environment
+from trainer.assemble import custom_reward, place_sampler, place_verifiers, worker_environment
 from trainer.config.compose import PROJECT, nearest, read_yaml, resolve
 from trainer.config.schema import Config
 from trainer.config.strict import STRICT
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
 from trainer.folders import fresh
 from trainer.inputs import load_tokenizer, reward_faults, summary_instruction, unknown_sources
+from trainer.placement import Placement
 from trainer.prompts import Renderer, load
-from trainer.services import StandingSampling
+from trainer.sampling import StandingSampling
 from trainer.tracking import open_lines, write_responses
 from trainer.validate import Validator
 from trainer.workers.sampler_types import SamplingSettings

@@ -23,17 +23,17 @@ from mopd.rewards import VERIFIERS, code, sandbox, verifier_of
 from mopd.rewards.custom import check
 from mopd.teacher import check_vocabulary
 from mopd.types import Prompt
-from trainer.assemble import Placement, Renderers, custom_reward
+from trainer.assemble import Renderers, custom_reward
 from trainer.attention import PACKED, check_packable
 from trainer.config.compose import PROJECT, contradictions, distils
 from trainer.config.schema import Config
 from trainer.errors import BadInputError
+from trainer.placement import PLACEMENT_KEY, Placement, distance_faults, placement_faults, placement_of
 from trainer.prompts import PromptSet, Renderer, load, read_tasks
-from trainer.tracking import missing_trackers
+from trainer.trackers.opening import missing_trackers
 
 MODEL_KEY = "actor_rollout_ref.model.path"
 TEACHER_KEY = "actor_rollout_ref.ref.model.path"
-PLACEMENT_KEY = "actor_rollout_ref.ref.placement"
 FLAG_OF = {MODEL_KEY: "MODEL_PATH", TEACHER_KEY: "TEACHER_MODEL_PATH"}
 
 
@@ -87,75 +87,6 @@ def examined(config: Config, gpus: int, *, weights: bool = True) -> tuple[Inputs
     if problems:
         return None, problems
     return Inputs(placement_of(config, gpus), renderers, *sets, isolation(config, sets)), []
-
-
-def device_of(config: Config, gpus: int | None = None) -> str:
-    """cuda where it is asked for, or where a GPU is visible and nothing was said; `gpus` stands for those visible."""
-    asked, visible = config.trainer.device, torch.cuda.device_count() if gpus is None else gpus
-    return ("cuda" if visible else "cpu") if asked == "auto" else asked
-
-
-def placement_of(config: Config, gpus: int | None = None) -> Placement:
-    """The devices of the workers; `gpus` stands for those visible."""
-    device, visible = device_of(config, gpus), torch.cuda.device_count() if gpus is None else gpus
-    asked, beside = config.actor_rollout_ref.ref.n_gpus, config.actor_rollout_ref.ref.placement == "colocate"
-    teachers = 0 if beside else asked
-    by_default = max(visible - teachers, 1) if device == "cuda" else 1
-    return Placement(device, config.trainer.n_gpus_per_node or by_default, teachers)
-
-
-def placement_faults(config: Config, gpus: int | None = None) -> list[str]:
-    """Sentences for devices that are not there; `gpus` stands for those visible."""
-    asked, visible, faults = config.trainer, torch.cuda.device_count() if gpus is None else gpus, []
-    if device_of(config, gpus) == "cuda" and (asked.n_gpus_per_node or 1) > visible:
-        faults.append(
-            f"trainer.device={asked.device}, trainer.n_gpus_per_node={asked.n_gpus_per_node}: {visible} GPUs are "
-            f"visible; lower N_GPUS_PER_NODE, or set trainer.device=cpu"
-        )
-    rollouts = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
-    ranks = placement_of(config, gpus).ranks
-    if config.reference_compat and distils(config.actor_rollout_ref.actor) and rollouts % ranks:
-        faults.append(
-            f"reference_compat=true: a step's {rollouts} rollouts (TRAIN_BATCH_SIZE x ROLLOUT_BATCH_SIZE) cannot be "
-            f"dealt evenly to {ranks} devices, as the published order wants; choose a multiple of {ranks}"
-        )
-    if asked.nnodes > 1:
-        faults.append(f"trainer.nnodes={asked.nnodes}: this version runs on one node; set NNODES=1")
-    return faults
-
-
-def distance_faults(config: Config, gpus: int | None = None) -> list[str]:
-    """Sentences for what a teacher with a placement of its own cannot do, and for devices that it would lack; `gpus`
-    stands for those visible."""
-    ref, actor = config.actor_rollout_ref.ref, config.actor_rollout_ref.actor
-    if ref.placement != "own":
-        return []
-    asked, distill, placement = f"{PLACEMENT_KEY}=own", actor.self_distillation, placement_of(config, gpus)
-    if not distils(actor):
-        return [f"{asked}: the loss {actor.policy_loss.loss_mode} asks no teacher of its own; set it to colocate"]
-    faults = []
-    if distill.teacher_regularization != "frozen":
-        faults.append(
-            f"{asked}: a teacher with teacher_regularization={distill.teacher_regularization} needs the student's "
-            f"weights or logits, so it computes beside it; set it to frozen, or placement to colocate"
-        )
-    if distill.full_logit_distillation and distill.distillation_topk is None:
-        faults.append(
-            f"{asked}: with self_distillation.distillation_topk=null whole distributions would have to be sent for "
-            f"every token; name a number (published: 100), or set placement to colocate"
-        )
-    if placement.teachers > placement.ranks:
-        faults.append(
-            f"actor_rollout_ref.ref.n_gpus={placement.teachers}: {placement.ranks} actor processes ask one teacher "
-            f"each, so others would idle; lower it"
-        )
-    visible = torch.cuda.device_count() if gpus is None else gpus
-    if placement.device == "cuda" and placement.ranks + placement.teachers > visible:
-        faults.append(
-            f"{asked}: {placement.ranks} actor processes and {placement.teachers} of the teacher need as many GPUs, "
-            f"and {visible} are visible; lower N_GPUS_PER_NODE or actor_rollout_ref.ref.n_gpus, or set it to colocate"
-        )
-    return faults
 
 
 def breadth_faults(config: Config) -> list[str]:

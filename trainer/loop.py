@@ -119,7 +119,7 @@ def conclude(parts: Parts, clock: Clock, done: Done, ahead: Batch | None = None)
             metrics |= parts.validate(step=step)
     metrics |= parts.health.watch(step, metrics)
     with clock.turn("remember"):
-        parts.journal.rollouts(step, done.batch.groups, done.contexts, done.learned.divergences)
+        parts.journal.rollouts(step, done.batch.groups, done.contexts, done.learned.recorded)
     parts.journal.remember(step, metrics, clock.total())
     ending = parts.ending(step)
     if ending or parts.schedule.saves(step):

@@ -20,6 +20,8 @@ class Meter:
     minima: dict[str, float] = field(default_factory=dict)
     moments: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """How many values, their sum, and the sum of their squares."""
+    rollouts: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Figures of single rollouts, by name and by index in sampling order."""
 
     def add(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
         """Adds the entries of `values` where `mask` is not 0; without a mask all of them."""
@@ -44,6 +46,13 @@ class Meter:
         kept = chosen(values, mask)
         count, total, squares = self.moments.get(name, (0.0, 0.0, 0.0))
         self.moments[name] = (count + kept.numel(), total + float(kept.sum()), squares + float(kept.square().sum()))
+
+    def note(self, name: str, indices: Iterable[int], values: Iterable[float]) -> None:
+        """Keeps a figure of each rollout: the first that is a number."""
+        kept = self.rollouts.setdefault(name, {})
+        for index, value in zip(indices, values, strict=True):
+            if not math.isnan(value):
+                kept.setdefault(index, value)
 
 
 def chosen(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -71,6 +80,15 @@ def merged(meters: Iterable[Meter]) -> dict[str, float]:
             spreads[f"{name}_std"] = math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
             spreads[f"{name}_eff_sample_size"] = total**2 / (count * squares)
     return {**means, **maxima, **minima, **spreads}
+
+
+def by_rollout(meters: Iterable[Meter]) -> dict[str, dict[int, float]]:
+    """The figures of single rollouts over all meters: every rollout is one meter's."""
+    found: dict[str, dict[int, float]] = {}
+    for meter in meters:
+        for name, values in meter.rollouts.items():
+            found.setdefault(name, {}).update(values)
+    return found
 
 
 def added(tables: Iterable[Mapping[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:

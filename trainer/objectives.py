@@ -94,6 +94,8 @@ class Contribution:
     """[B, T]"""
     measured: Mapping[str, Tensor]
     """By metric name: [B, T] for a mean over unmasked tokens, [M] for a mean over pairs."""
+    teacher_logprobs: Tensor | None = None
+    """[B, T], of the sampled tokens; not-a-number where the teacher told none; None without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Scored:
     old_logprobs: Tensor
     targets: Targets
     teacher_logprobs: Tensor | None = None
-    """The teacher's, or the reference's, of the sampled tokens; where one token is all that is asked for."""
+    """The teacher's, or the reference's, of the sampled tokens; None without either."""
     compared: Compared | None = None
     """Where whole distributions are compared."""
 
@@ -144,7 +146,8 @@ def contribution(
     scored = score(student, teacher, tokens, targets, settings)
     loss, measured = OBJECTIVES[settings.method.signal](scored, settings, denominator)
     common = {"actor/ppo_kl": scored.old_logprobs - scored.logprobs.detach(), "actor/entropy": scored.entropy}
-    return Contribution(loss, scored.old_logprobs, {**common, **measured})
+    taught = scored.teacher_logprobs if settings.method.distils else None
+    return Contribution(loss, scored.old_logprobs, {**common, **measured}, taught)
 
 
 def score(
@@ -172,7 +175,7 @@ def score(
             rows(found.gradient_bound),
         )
         old = logprobs if targets.old_logprobs is None else targets.old_logprobs
-        return Scored(logprobs, rows(found.entropy), old, targets, compared=compared)
+        return Scored(logprobs, rows(found.entropy), old, targets, rows(found.teacher_logprobs), compared)
     read = HEADS[settings.head].logprobs(student, tokens, settings.temperature)
     assert read.entropy is not None
     logprobs, others = rows(read.logprobs), None

@@ -6,8 +6,9 @@ a rank with less to do gets empty ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +36,12 @@ class Sample:
     streams: TokenStreams
     step_ids: IntArray | None = None
     """[T], the reasoning step of each token; None where losses are not averaged over steps."""
+    verdict: float = math.nan
+    """The verifier's reward, where `reward` may have been shaped; not-a-number where unknown."""
+    right: bool | None = None
+    """Whether that is a success; None where unknown."""
+    bare_prompt_ids: IntArray | None = None
+    """[L], the teacher's prompt without any context, where it is to be asked on that as well."""
 
     @property
     def cost(self) -> int:
@@ -58,6 +65,8 @@ class MiniBatch:
     micro_batches: tuple[tuple[Sample, ...], ...]
     denominators: tuple[float, ...]
     """What the loss of each micro-batch is divided by."""
+    bare: tuple[tuple[Sample, ...], ...] = ()
+    """Micro-batches on whose `bare_prompt_ids`, here their teacher's prompts, the teacher is asked for gauges."""
 
 
 def loss_mask(sample: Sample) -> FloatArray:
@@ -88,17 +97,25 @@ def plan_mini_batch(samples: Sequence[Sample], ranks: int, packing: Packing) -> 
     Sequences that carry no loss are left out: they would be forwarded for nothing.
     """
     useful = [sample for sample in samples if loss_mask(sample).any()]
-    cost: Cost = SharedCost(useful) if packing.shared else padded_cost
-    shares = shares_of(useful, ranks, packing, cost)
-    packed = [micro_batches_of(share, packing, cost) for share in shares]
-    most = max(len(micro_batches) for micro_batches in packed)
+    bare = [
+        replace(sample, teacher_prompt_ids=sample.bare_prompt_ids)
+        for sample in useful
+        if sample.bare_prompt_ids is not None
+    ]
     total = packing.denominator(useful)
     plans = []
-    for micro_batches in packed:
-        even = (*micro_batches, *[()] * (most - len(micro_batches)))
+    for even, aside in zip(evenly(useful, ranks, packing), evenly(bare, ranks, packing), strict=True):
         own = [packing.denominator(part) * len(samples) for part in even]
-        plans.append(MiniBatch(even, tuple(own) if packing.published else (total,) * most))
+        plans.append(MiniBatch(even, tuple(own) if packing.published else (total,) * len(even), aside))
     return plans
+
+
+def evenly(samples: Sequence[Sample], ranks: int, packing: Packing) -> list[tuple[Unit, ...]]:
+    """The micro-batches of every rank; as many for each, with empty ones at the end."""
+    cost: Cost = SharedCost(samples) if packing.shared else padded_cost
+    packed = [micro_batches_of(share, packing, cost) for share in shares_of(samples, ranks, packing, cost)]
+    most = max(len(micro_batches) for micro_batches in packed)
+    return [(*micro_batches, *[()] * (most - len(micro_batches))) for micro_batches in packed]
 
 
 # ------------------------------------------------------------------ what a micro-batch costs

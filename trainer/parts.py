@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,20 @@ from mopd.credit import CreditSettings, group_ids_N, informative, shaped_rewards
 from mopd.horizon import Horizon
 from mopd.methods import Method
 from mopd.steps import step_ids
-from mopd.types import FloatArray, Group, IntArray, Outcome, Rollout, TokenStreams
+from mopd.types import Group, IntArray, Outcome, Rollout, TokenStreams
 from trainer.batch import Batch, kept, restored
 from trainer.contexts import Context, ContextBuilder
+from trainer.early import EarlyTeacher
 from trainer.errors import RunUnhealthyError, StoppedError
+from trainer.gauges import BARE_EVERY, asked_bare, text_gauges
 from trainer.health import Health
 from trainer.packing import Sample
 from trainer.prompts import PromptSet, batch_at, other_rows
+from trainer.recorded import Recorded
+from trainer.sampling import Asked, Sampling
 from trainer.saving import Saver
 from trainer.schedule import Schedule
-from trainer.services import Asked, Policy, Sampling
+from trainer.services import Policy
 from trainer.stopping import Stopper, how_to_go_on
 from trainer.tracking import Journal, every_rollout
 from trainer.validate import Validator
@@ -31,7 +37,7 @@ from trainer.workers.sampler_types import SamplingSettings
 PROVED_ROLLOUTS, PROVED_TOKENS = 4, 128
 """Rollouts of a step, and tokens of each, by which a publish is proved."""
 RECORDED_GROUPS = 2
-"""Groups of a step whose per-token divergence is kept."""
+"""Groups of a step of which `Recorded` is kept."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class Learned:
     """What a step's update tells."""
 
     metrics: dict[str, float]
-    divergences: dict[int, FloatArray]
-    """[T] per recorded rollout, by index in sampling order."""
+    recorded: dict[int, Recorded]
+    """Of the recorded rollouts, by index in sampling order."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,10 @@ class Sizes:
     """Text between reasoning steps, where losses are averaged over them."""
     draws: int = 1
     """Draws of prompts in a step at most, to replace groups that teach nothing."""
+    bare: int = 0
+    """Rollouts of every second step on which the teacher is asked without its context as well."""
+    success_threshold: float = 1.0
+    """Reward of a success."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ class Parts:
     schedule: Schedule
     saver: Saver
     stopper: Stopper
+    early: EarlyTeacher | None = None
+    """Shows finished groups to the teacher while others are decoded; None: the teacher waits for the update."""
     ahead: Batch | None = None
     """What the checkpoint that the run goes on from holds of the next step."""
 
@@ -96,7 +108,20 @@ class Parts:
         """A group of rollouts for each of `rows`; `draw` counts a step's later draws."""
         settings = replace(self.sampling, max_tokens=self.horizon(step - 1))
         path = [step, draw] if draw else [step]
-        return self.sampler.sample(self.asked(rows, step, draw), self.sizes.rollouts, settings, path, newest=step - 1)
+        asked, n, newest = self.asked(rows, step, draw), self.sizes.rollouts, step - 1
+        if self.early is None or not self.contexts.by_group:
+            return self.sampler.sample(asked, n, settings, path, newest=newest)
+        if not draw:
+            self.early.begin()
+        show = partial(self.show, step)
+        return self.sampler.sample(asked, n, settings, path, newest=newest, finished=show)
+
+    def show(self, step: int, verified: Sequence[Group]) -> None:
+        """Shows the teacher groups that are finished."""
+        assert self.early is not None
+        groups = self.without_cut(verified, step)
+        contexts = self.contexts.build(groups, step)
+        self.early.show(self.samples_of(groups, contexts, self.streams(groups, contexts)))
 
     def asked(self, rows: Sequence[int], step: int, draw: int = 0) -> list[Asked]:
         """The prompts of `rows`, each named as this step's draw names it."""
@@ -113,9 +138,12 @@ class Parts:
 
     def verify(self, groups: Sequence[Group], step: int) -> tuple[Group, ...]:
         """The groups with outcomes. A response that a horizon cut short has no verdict."""
-        verified = self.verifier.verify(groups)
+        return self.without_cut(self.verifier.verify(groups), step)
+
+    def without_cut(self, verified: Sequence[Group], step: int) -> tuple[Group, ...]:
+        """Verified groups without the verdicts on responses that a horizon cut short."""
         if self.horizon(step - 1) >= self.sampling.max_tokens:
-            return verified
+            return tuple(verified)
         return tuple(
             replace(group, outcomes=tuple(without_verdict_if_cut(*pair) for pair in paired(group)))
             for group in verified
@@ -151,7 +179,8 @@ class Parts:
         return [group for group, tells in zip(groups, informative(groups, self.credit), strict=True) if tells]
 
     def learn(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Learned:
-        """One update of student and teacher."""
+        """One update of student and teacher, for which the sampler makes room."""
+        self.sampler.rest()
         return self.begin(groups, contexts, step)()
 
     def begin(self, groups: Sequence[Group], contexts: Sequence[Context], step: int) -> Callable[[], Learned]:
@@ -159,13 +188,20 @@ class Parts:
         streams = self.streams(groups, contexts)
         samples = self.samples_of(groups, contexts, streams)
         record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
-        updating = self.policy.begin(samples, step, record)
+        taught, early = (None, {}) if self.early is None else self.early.complete(samples)
+        if (
+            self.sizes.bare and step % BARE_EVERY == 1
+        ):  # of the first mini-batch: later a teacher that is the student has moved
+            first = self.policy.mini_batch_rollouts
+            samples = asked_bare(samples, groups, self.contexts, self.sizes.bare, first)
+        updating = self.policy.begin(samples, step, record, taught)
 
         def ended() -> Learned:
-            metrics, divergences = updating()
-            metrics |= self.figures(groups, contexts, streams)
+            figures = self.figures(groups, contexts, streams)  # while the actor is at work
+            metrics, recorded = updating()
+            metrics |= figures | early
             metrics["rollout/staleness_mean"] = staleness(groups, step)
-            return Learned(metrics, divergences)
+            return Learned(metrics, recorded)
 
         return ended
 
@@ -178,7 +214,7 @@ class Parts:
         self, groups: Sequence[Group], contexts: Sequence[Context], streams: Sequence[TokenStreams]
     ) -> dict[str, float]:
         """What a step's rollouts and views tell without a model, under published names."""
-        metrics = rollout_metrics(groups)
+        metrics = rollout_metrics(groups) | text_gauges(groups, contexts, self.sizes.success_threshold)
         metrics["critic/informative_group_fraction"] = len(self.teaching(groups)) / len(groups)
         metrics["actor/trained_fraction"] = float(np.mean([bool(stream.weights.any()) for stream in streams]))
         if self.method.distils:
@@ -203,8 +239,10 @@ class Parts:
                 teacher_prompt_ids=contexts[index].prompt_ids,
                 streams=streams[index],
                 step_ids=self.steps_of(rollout),
+                verdict=math.nan if outcome.reward is None else outcome.reward,
+                right=outcome.succeeds(self.sizes.success_threshold),
             )
-            for index, (group, rollout, _) in enumerate(every_rollout(groups))
+            for index, (group, rollout, outcome) in enumerate(every_rollout(groups))
         ]
 
     def steps_of(self, rollout: Rollout) -> IntArray | None:
@@ -247,11 +285,13 @@ class Parts:
 
         `ahead` is what was drawn of the next step.
         """
-        return {"health": self.health.state_dict()} | ({} if ahead is None else {"ahead": kept(ahead)})
+        known = {"health": self.health.state_dict(), "lengths": self.sampler.lengths}
+        return known | ({} if ahead is None else {"ahead": kept(ahead)})
 
     def restore(self, state: Mapping[str, Any]) -> Parts:
         """These parts, going on from `state()`."""
         self.health.load_state_dict(state["health"])
+        self.sampler.lengths = dict(state.get("lengths", {}))
         return replace(self, ahead=restored(state["ahead"], self.prompts) if "ahead" in state else None)
 
 
@@ -285,7 +325,6 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "response_length/clip_ratio": float(np.mean(cut)),
         "rollout/distinct_fraction": sum(distinct) / len(cut),
         "critic/unknown_fraction": 1 - len(rewards) / len(outcomes),
-        "reward/unknown_fraction": 1 - len(rewards) / len(outcomes),
     }
     if successes:
         metrics["critic/success_rate"] = float(np.mean(successes))

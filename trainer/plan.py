@@ -88,7 +88,7 @@ def plan(asked: argparse.Namespace, environment: Mapping[str, str]) -> Plan:
 
 def estimated(begun: Plan, examined: Examined) -> Plan:
     """The plan with what can be computed: with faults in the data, memory still; without a model, nothing."""
-    from trainer.inputs import placement_of
+    from trainer.placement import placement_of
     from trainer.planning import estimate
     from trainer.planning.architecture import architecture_of
     from trainer.planning.budget import Spread, prompt_lengths, teacher_contexts

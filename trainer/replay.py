@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
+from trainer.recorded import divergences_of
 from trainer.replaying.checks import (
     Comparison,
     compare_divergences,
@@ -95,7 +96,7 @@ def replay(
     console.print(f"  update   from {origin}, on {device}; compared {nearness} ({tolerance.why})", **PLAIN)
     learned = learn_again(past, rebuilt, before, device)
     compare_metrics(past, learned.metrics, tolerance, result)
-    compare_divergences(past, learned.divergences, tolerance, result)
+    compare_divergences(past, divergences_of(learned.recorded), tolerance, result)
     return result
 
 

@@ -13,7 +13,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +33,9 @@ ROLLOUTS = 1000
 """Rollouts of a report by default."""
 MOST_BYTES = 9_500_000
 """A report is no larger, whatever is asked: less than what mail and issue trackers take."""
+SHARES = {"tokens": 0.35, "likeliest": 0.25}
+"""Of that, the most for what is told token by token, and for the likeliest tokens: long responses are not to crowd each
+other out by them."""
 
 
 def write_report(
@@ -61,16 +66,16 @@ def write_report(
         raise BadInputError([f"--step {step}: {past.folders.rollouts} has no {step}.jsonl" for step in missing])
     picker = Picker(files, pieces or tokenizer_of(past))
     room = MOST_BYTES - len(embedded(runs)) - 150_000  # the page itself, and what the list shows is counted by groups
-    groups, whole = fitting(picker, rollouts, room)
+    groups, whole, cut = fitting(picker, rollouts, room)
     data = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": runs,
         "groups": [group.head for group in groups],
         "scale": scale_of(groups),
-        "notes": [*picker.notes, *([] if whole else [left_out(groups, files, rollouts)])],
+        "notes": [*picker.notes, *([] if whole else [left_out(groups, files, rollouts)]), *without_tokens(cut)],
     }
     file = output or run / "report.html"
-    write_whole(file, page(data, [group.packed for group in groups], f"{names[0]} - report"))
+    write_whole(file, page(data, [texts_of(group) for group in groups], f"{names[0]} - report"))
     return file
 
 
@@ -83,18 +88,33 @@ def report_at_end(run: Path, pieces: Pieces) -> Path | None:
         return None
 
 
-def fitting(picker: Picker, rollouts: int, room: int) -> tuple[list[ShownGroup], bool]:
-    """As many groups as may be shown and have room, by step and in sampling order; and whether these are all."""
+def fitting(picker: Picker, rollouts: int, room: int) -> tuple[list[ShownGroup], bool, Counter[str]]:
+    """As many groups as may be shown and have room, by step and in sampling order; whether these are all; and how many
+    had to do without a part."""
     taken: list[ShownGroup] = []
-    count = 0
-    for group in picker.groups():
-        size = len(group.packed) + len(embedded(group.head)) + 4
+    cut: Counter[str] = Counter()
+    count, whole, left = 0, True, {name: int(share * room) for name, share in SHARES.items()}
+    for each in picker.groups():
+        group = trimmed(each, left)
+        room -= len(group.packed) + len(group.tokens) + len(group.likeliest) + len(embedded(group.head)) + 16
         count += len(group.head["rollouts"])
-        room -= size
         if taken and (count > rollouts or room < 0):
-            return sorted(taken, key=lambda entry: int(entry.head["step"])), False
+            whole = False
+            break
         taken.append(group)
-    return sorted(taken, key=lambda entry: int(entry.head["step"])), True
+        cut.update(name for name in SHARES if getattr(group, name) != getattr(each, name))
+        left = {name: size - len(getattr(group, name)) for name, size in left.items()}
+    return sorted(taken, key=lambda entry: int(entry.head["step"])), whole, cut
+
+
+def trimmed(group: ShownGroup, left: Mapping[str, int]) -> ShownGroup:
+    """A group without the parts that there is no room for; lists are of no use without the tokens."""
+    tokens = group.tokens if len(group.tokens) <= left["tokens"] else ""
+    return replace(
+        group,
+        tokens=tokens,
+        likeliest=group.likeliest if tokens and len(group.likeliest) <= left["likeliest"] else "",
+    )
 
 
 def scale_of(groups: Sequence[ShownGroup]) -> float | None:
@@ -110,6 +130,18 @@ def left_out(groups: Sequence[ShownGroup], files: Sequence[StepFile], asked: int
     full = count + len(groups[0].head["rollouts"]) > asked
     more = f"--rollouts {10 * asked} shows more" if full else "this is what a page has room for"
     return f"{count:,} rollouts of {steps} of {len(files)} steps, the first groups of each; {more}, --step N one step"
+
+
+def texts_of(group: ShownGroup) -> list[str]:
+    """A group as the page unpacks it: what it has always, what is told by token, and the likeliest tokens."""
+    return [group.packed, group.tokens, group.likeliest]
+
+
+def without_tokens(cut: Mapping[str, int]) -> list[str]:
+    """A sentence on the groups that had to do without a part; none where there are none."""
+    names = {"tokens": "divergences", "likeliest": "likeliest tokens"}
+    told = [f"the {names[part]} of {count} groups" for part, count in sorted(cut.items(), reverse=True)]
+    return [f"no room for {' and '.join(told)}; --step N shows more of one step"] if told else []
 
 
 def distinct(folders: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from trainer import checkpoint
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.config.compose import read_yaml
 from trainer.errors import BadInputError
+from trainer.nested import flat
 from trainer.prompts import PromptSet
 from trainer.tracking import Folders
 
@@ -229,15 +230,6 @@ def differences(file: Path, wanted: Wanted) -> tuple[str, dict[str, str]]:
     return method, {key: f"{key}={theirs.get(key)} there, {ours.get(key)} asked" for key in keys}
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a nested dictionary with its value."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def facts_of(model_path: str, teacher_path: str | None, prompts: PromptSet, seed: int) -> dict[str, Any]:
     """What tells, beside the settings, whether a run goes on with the same models and data."""
     data = hashlib.blake2b(digest_size=16)
@@ -294,7 +286,8 @@ def take_back(folders: Folders, step: int) -> None:
             if file.suffix in (".jsonl", ".npz") and file.stem.isdecimal() and int(file.stem) > kept:
                 file.unlink()
     if step == 0:  # TensorBoard's files are told to forget the steps after one that is done, which is none
-        shutil.rmtree(folders.output / "tensorboard", ignore_errors=True)
+        for name in ("tensorboard", "mlflow"):
+            shutil.rmtree(folders.output / name, ignore_errors=True)
     checkpoint.clear_aside(folders.checkpoints)
     for number, path in checkpoint.listed(folders.checkpoints):
         if number > step:

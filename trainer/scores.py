@@ -105,7 +105,7 @@ class Dense:
             tail=settings.tail,
             support=settings.support,
         )
-        return told_of(logits, tokens, placed(values, told), masses, told)
+        return told_of(logits, tokens, placed(values, told), masses, told, token_logprobs(others, tokens))
 
     def divergence_on(
         self, student: States, answer: TeacherAnswer, tokens: Tensor, temperature: float, settings: DivergenceSettings
@@ -113,7 +113,7 @@ class Dense:
         """See `Head`."""
         logits, told = logits_of(student, temperature), answer.told
         values = divergence_on(logits[told], answer.at(told), alpha=settings.alpha, tail=settings.tail)
-        return told_of(logits, tokens, placed(values, told), mass_on(logits.detach(), answer), told)
+        return told_of(logits, tokens, placed(values, told), mass_on(logits.detach(), answer), told, answer.of(tokens))
 
     def ids(self, states: States, count: int) -> Tensor:
         """See `Head`."""
@@ -196,7 +196,12 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def told_of(
-    logits: Tensor, tokens: Tensor, values: Tensor, masses: tuple[Tensor, Tensor], told: Tensor
+    logits: Tensor,
+    tokens: Tensor,
+    values: Tensor,
+    masses: tuple[Tensor, Tensor],
+    told: Tensor,
+    teacher_logprobs: Tensor,
 ) -> LinearDivergence:
     """The dense form of what the fused one finds."""
     logits = logits.detach()
@@ -208,4 +213,5 @@ def told_of(
         student_mass=masses[0],
         teacher_mass=masses[1].where(told, 0.0),
         told=told,
+        teacher_logprobs=teacher_logprobs.detach().masked_fill(~told, torch.nan),
     )

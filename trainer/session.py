@@ -46,7 +46,9 @@ from trainer.saving import Saver
 from trainer.schedule import Schedule
 from trainer.services import Policy
 from trainer.stopping import Stopper
-from trainer.tracking import Folders, Journal, open_trackers
+from trainer.trackers.base import Run
+from trainer.trackers.opening import open_trackers
+from trainer.tracking import Folders, Journal
 
 
 def train_session(config_name: str, resolved: Resolved, screen: Screen) -> int:
@@ -148,7 +150,7 @@ def steps(
 def open_journal(folders: Folders, resolved: Resolved, inputs: Inputs, schedule: Schedule, screen: Screen) -> Journal:
     """The journal and its trackers, going on where an earlier process ended."""
     asked, first = resolved.config.trainer, schedule.done + 1 if schedule.done else 0
-    trackers = open_trackers(asked.logger, folders.output, asked.project_name, resolved.tree, first)
+    trackers = open_trackers(asked.logger, Run(folders.output, asked.project_name, resolved.tree, first))
     renderer, ranks = inputs.renderers.student, inputs.placement.ranks
     return Journal(folders, renderer, screen, schedule.last, trackers, history(folders.output), ranks)
 

@@ -44,7 +44,8 @@ def worker_environment(device: str, offline: bool) -> dict[str, str]:
 def ray_settings(config: Config, device: str, ranks: int, teachers: int) -> tuple[dict[str, str], int]:
     """What `cluster.start` is given: the environment of all workers, and how many of them find room."""
     environment = worker_environment(device, offline=all(map(os.path.isdir, model_folders(config))))
-    return environment, max(os.cpu_count() or 1, ranks + teachers + 2)
+    samplers = config.actor_rollout_ref.rollout.n_samplers
+    return environment, max(os.cpu_count() or 1, ranks + teachers + samplers + 1)
 
 
 def model_folders(config: Config) -> list[str]:

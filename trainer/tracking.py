@@ -1,36 +1,26 @@
-"""What a run leaves behind: its own files, and what the trackers take. The one door to TensorBoard and wandb."""
+"""What a run leaves behind: its own files, and what the trackers are told."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import logging
 import math
-import netrc
-import os
-import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TextIO
-from urllib.parse import urlsplit
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from mopd.types import FloatArray, Group, Outcome, Rollout
+from mopd.types import Group, Outcome, Rollout
 from trainer.accounting import step_metrics
 from trainer.contexts import Context
-from trainer.display import Record, Screen, final_table, summary
+from trainer.display import Screen, final_table, summary
 from trainer.prompts import Renderer
-
-log = logging.getLogger("mopd")
-
-REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-trackers.txt"
-NO_ANSWER_S = 20.0
-"""The longest that wandb's server may keep a run waiting, at its start and at its end."""
+from trainer.recorded import Recorded, arrays_of, divergences_of
+from trainer.trackers.base import SHOWN_ROLLOUTS
+from trainer.trackers.opening import Trackers
 
 
 @dataclass(frozen=True)
@@ -41,182 +31,6 @@ class Folders:
     checkpoints: Path
     rollouts: Path
     validation: Path
-
-
-class Tracker(Protocol):
-    """Takes a run's metrics elsewhere."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes one step."""
-
-    def close(self, code: int) -> None:
-        """Ends the run there, with its exit code."""
-
-
-@dataclass
-class Trackers:
-    """The trackers of a run. One that fails is told once and dropped: no run is lost for the sake of its curves."""
-
-    open: dict[str, Tracker] = field(default_factory=dict)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for name in list(self.open):
-            self.guarded(name, lambda tracker: tracker.close(0 if kind is None else 1))
-
-    def log(self, record: Record) -> None:
-        """A step to every tracker, without what was not measured."""
-        metrics = {name: float(value) for name, value in record.items() if name != "step" and value is not None}
-        for name in list(self.open):
-            self.guarded(name, lambda tracker: tracker.log(record["step"], metrics))
-
-    def guarded(self, name: str, call: Callable[[Tracker], None]) -> None:
-        """Calls one tracker."""
-        try:
-            call(self.open[name])
-        except Exception as error:  # whatever it is, it is the tracker's and not the run's
-            del self.open[name]
-            log.warning("%s failed and is switched off; metrics.jsonl goes on (%s)", name, told(error))
-
-
-def open_trackers(
-    names: Sequence[str], folder: Path, project: str, settings: Mapping[str, Any], first_step: int = 0
-) -> Trackers:
-    """Opens those of `names` that are trackers; their files go to `folder`. `first_step`: where a resumed run goes on.
-
-    A library that was not asked for is not imported.
-    """
-    makers: dict[str, Callable[[], Tracker]] = {
-        "tensorboard": lambda: TensorBoard(folder / "tensorboard", first_step),
-        "wandb": lambda: Wandb(folder, project, settings),
-    }
-    trackers = Trackers()
-    for name in (name for name in makers if name in names):
-        try:
-            trackers.open[name] = makers[name]()
-        except Exception as error:  # as in Trackers
-            log.warning("%s failed and is switched off; metrics.jsonl goes on (%s)", name, told(error))
-    return trackers
-
-
-def missing_trackers(names: Sequence[str]) -> list[str]:
-    """A sentence for every tracker of `names` that is not installed, with the line that installs it."""
-    # A folder `wandb` where the command is started, which wandb itself makes, looks like a package without origin.
-    specs = {name: importlib.util.find_spec(name) for name in ("tensorboard", "wandb") if name in names}
-    asked = ",".join(names)
-    return [
-        f"trainer.logger=[{asked}]: {name} is not installed; pip install -r {REQUIREMENTS}, or leave it out"
-        for name, spec in specs.items()
-        if spec is None or spec.origin is None
-    ]
-
-
-class TensorBoard:
-    """Scalars as TensorBoard's event files."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # A run that was killed may have written steps that it now repeats; they are to be forgotten.
-        self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one step, to the disk: what is read while the run goes on is complete."""
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-
-    def close(self, code: int) -> None:
-        """Ends the file."""
-        self.writer.close()
-
-
-class Wandb:
-    """A run of wandb: online where a key is known and the server answers, else kept in the folder."""
-
-    def __init__(self, folder: Path, project: str, settings: Mapping[str, Any]) -> None:
-        for name, value in wandb_environment(folder / "wandb").items():
-            os.environ.setdefault(name, value)
-        import wandb
-
-        mode = wandb_mode(os.environ)
-        arguments: dict[str, Any] = {
-            "project": project,
-            "name": folder.name,
-            "id": run_id(folder / "trackers.json"),
-            "resume": "allow",
-            "dir": str(folder),
-            "config": dict(settings),
-            "settings": wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=NO_ANSWER_S,
-                login_timeout=NO_ANSWER_S,
-                finish_timeout=NO_ANSWER_S,
-            ),
-        }
-        try:
-            self.run = wandb.init(mode=mode, **arguments)
-        except (wandb.Error, OSError) as error:
-            if mode != "online":
-                raise
-            place = folder / "wandb"
-            log.warning("wandb does not answer; this run is kept in %s for `wandb sync` (%s)", place, told(error))
-            wandb.teardown()  # frees the run's id
-            self.run = wandb.init(mode="offline", **arguments)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hands over one step; wandb sends it in a process of its own."""
-        self.run.log(dict(metrics), step=step)
-
-    def close(self, code: int) -> None:
-        """Ends the run; what is not sent within `NO_ANSWER_S` stays in the folder."""
-        self.run.finish(exit_code=code)
-
-
-def wandb_environment(folder: Path) -> dict[str, str]:
-    """What wandb reads while it is imported, where the user has not set it."""
-    return {
-        "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false",  # it reports on itself to its server, offline too, and waits for the answer
-        "WANDB_CACHE_DIR": str(folder / "cache"),
-        "WANDB_DATA_DIR": str(folder),
-    }
-
-
-def wandb_mode(environment: Mapping[str, str]) -> Literal["online", "offline", "disabled"]:
-    """What WANDB_MODE asks for; online only with a key, so that wandb never asks for one."""
-    asked = environment.get("WANDB_MODE", "online")
-    if asked == "disabled":
-        return "disabled"
-    key = environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE")
-    known = key or logged_in(environment.get("WANDB_BASE_URL", "https://api.wandb.ai"), environment.get("NETRC"))
-    return "online" if asked == "online" and known else "offline"
-
-
-def logged_in(url: str, file: str | None) -> bool:
-    """True where `wandb login` has left a key for the server, which it does in the file `netrc`."""
-    try:
-        entries = netrc.netrc(file or Path.home() / ".netrc")
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return entries.authenticators(urlsplit(url).netloc) is not None
-
-
-def run_id(file: Path) -> str:
-    """The run's name at wandb: made once, then the one in `file`, so that a resumed run goes on in the same curves."""
-    if not file.is_file():
-        file.write_text(json.dumps({"wandb": {"id": secrets.token_hex(4)}}) + "\n")
-    return str(json.loads(file.read_text())["wandb"]["id"])
-
-
-def told(error: Exception) -> str:
-    """The first line of an error."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @dataclass
@@ -265,10 +79,16 @@ class Journal:
         step: int,
         groups: Sequence[Group],
         contexts: Sequence[Context],
-        divergences: Mapping[int, FloatArray],
+        recorded: Mapping[int, Recorded],
     ) -> None:
-        """Writes `rollouts/<step>.jsonl`, a line per rollout in sampling order, and their tokens beside it."""
-        write_tokens(self.folders.rollouts / f"{step}.npz", [rollout for _, rollout, _ in every_rollout(groups)])
+        """Writes `rollouts/<step>.jsonl`, a line per rollout in sampling order, and beside it their tokens.
+
+        The trackers are given the first of them.
+        """
+        shown: list[dict[str, Any]] = []
+        whole = [rollout for _, rollout, _ in every_rollout(groups)]
+        write_tokens(self.folders.rollouts / f"{step}.npz", whole, recorded)
+        divergences = divergences_of(recorded)
         with open_lines(self.folders.rollouts / f"{step}.jsonl", "w") as file:
             for index, (group, rollout, outcome) in enumerate(every_rollout(groups)):
                 line = described(self.renderer, step, group, rollout, outcome) | context_fields(contexts[index])
@@ -277,6 +97,8 @@ class Journal:
                         round(float(value), 6) if math.isfinite(value) else None for value in divergences[index]
                     ]
                 write_line(file, line)
+                shown += [line] if index < SHOWN_ROLLOUTS else []
+        self.trackers.rollouts(step, shown)
         lengths = [(len(group.prompt_ids), len(rollout.token_ids)) for group, rollout, _ in every_rollout(groups)]
         self.sampled = sum(prompt + response for prompt, response in lengths), sum(response for _, response in lengths)
 
@@ -296,7 +118,7 @@ class Journal:
             "validation": self.folders.validation,
             "manifest": self.folders.output / "manifest.json",
             **{name: path for name, path in {"report": self.folders.output / "report.html"}.items() if path.exists()},
-            **{name: self.folders.output / name for name in self.trackers.open},
+            **{name: tracker.place for name, tracker in self.trackers.open.items()},
         }
         if checkpoint is not None:
             places["model"] = checkpoint / "hf"
@@ -333,16 +155,19 @@ def described(renderer: Renderer, step: int, group: Group, rollout: Rollout, out
     }
 
 
-def write_tokens(file: Path, rollouts: Sequence[Rollout]) -> None:
+def write_tokens(file: Path, rollouts: Sequence[Rollout], recorded: Mapping[int, Recorded] | None = None) -> None:
     """Every rollout's tokens and the sampler's log-probs of them, end to end: 8 bytes a token, exact to the last bit.
 
-    `lengths` [N] int32, `token_ids` [sum of T] int32, `sampler_logprobs` [sum of T] fp32.
+    `lengths` [N] int32, `token_ids` [sum of T] int32, `sampler_logprobs` [sum of T] fp32; then the likeliest tokens at
+    those of `recorded`, as `trainer.recorded.arrays_of` has them.
     """
+    likeliest: dict[str, Any] = arrays_of(recorded or {})
     np.savez(
         file,
         lengths=np.asarray([len(rollout.token_ids) for rollout in rollouts], dtype=np.int32),
         token_ids=np.concatenate([rollout.token_ids for rollout in rollouts]),
         sampler_logprobs=np.concatenate([rollout.logprobs for rollout in rollouts]),
+        **likeliest,
     )
 
 

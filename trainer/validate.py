@@ -10,7 +10,7 @@ from mopd.metrics import evaluate_groups
 from mopd.rewards import predicted
 from mopd.types import Group
 from trainer.prompts import PromptSet
-from trainer.services import Asked, Sampling
+from trainer.sampling import Asked, Sampling
 from trainer.verification import Verification
 from trainer.workers.sampler_types import SamplingSettings
 

@@ -143,6 +143,11 @@ class Verification:
             for group in groups
         )
 
+    def outcomes(self, rollouts: Sequence[Rollout]) -> tuple[Outcome, ...] | None:
+        """The outcome of every rollout that was submitted, as far as `verify` has not given it; None until all are."""
+        found = [self.verdicts.get(rollout.rollout_id) for rollout in rollouts]
+        return tuple(verdict.outcome for verdict in found if verdict) if all(found) else None
+
     def report(self) -> dict[str, float]:
         """Figures since the last report: unknown verdicts by cause, seconds from submission to verdict, mishaps."""
         tally, latencies = self.tally, self.latencies

@@ -106,24 +106,20 @@ class Link(ABC):
         self.calls.append(getattr(self.sampler, method).remote(*arguments))
         return self.calls[-1]
 
-    def publish(
-        self, weights: Iterator[tuple[str, Tensor]], numels: Sequence[int], version: int, sequences: Sequence[IntArray]
-    ) -> None:
-        """Sends `weights` of `numels` elements and asks the sampler to score `sequences` by them.
-
-        Raises:
-            WorkerError: the sampler failed, died, or did not take a bucket in time.
-        """
+    def begin(self) -> None:
+        """Makes the sampler wait for weights."""
         self.calls = []
         self.call("start_weight_update")
-        plan = plan_buckets([numel * self.dtype.itemsize for numel in numels], self.transfer.bucket_bytes)
-        for number, count in enumerate(plan, start=1):
-            failpoints.hit("sync.mid", step=version)
-            bucket = [(name, weight.to(self.dtype)) for name, weight in islice(weights, count)]
-            try:
-                self.hand_over(bucket)
-            except RuntimeError as error:
-                self.explain(f"the sampler did not take bucket {number} of {len(plan)}", error)
+
+    def send(self, bucket: Bucket, place: str) -> None:
+        """Sends a bucket, and says which one, `place`, where the sampler did not take it."""
+        try:
+            self.hand_over(bucket)
+        except RuntimeError as error:
+            self.explain(f"the sampler did not take bucket {place}", error)
+
+    def finish(self, version: int, sequences: Sequence[IntArray]) -> None:
+        """All was sent: asks the sampler to score `sequences` by it."""
         self.call("finish_weight_update", version)
         self.call("score", sequences)
 
@@ -140,6 +136,31 @@ class Link(ABC):
         cluster.failed_within(self.calls, DOING, GRACE_S)
         waited = f"{DOING}: {failure} within {self.transfer.deadline_s:g} s"
         raise cluster.DeadlineError(f"{waited} ({str(error).splitlines()[0]})") from error
+
+
+def publish(
+    links: Sequence[Link],
+    weights: Iterator[tuple[str, Tensor]],
+    numels: Sequence[int],
+    version: int,
+    sequences: Sequence[IntArray],
+) -> None:
+    """Sends `weights` of `numels` elements to every sampler, gathered once, and asks each to score `sequences` by them.
+
+    Raises:
+        WorkerError: a sampler failed, died, or did not take a bucket in time.
+    """
+    first = links[0]
+    for link in links:
+        link.begin()
+    plan = plan_buckets([numel * first.dtype.itemsize for numel in numels], first.transfer.bucket_bytes)
+    for number, count in enumerate(plan, start=1):
+        failpoints.hit("sync.mid", step=version)
+        bucket = [(name, weight.to(first.dtype)) for name, weight in islice(weights, count)]
+        for link in links:
+            link.send(bucket, f"{number} of {len(plan)}")
+    for link in links:
+        link.finish(version, sequences)
 
 
 class GlooLink(Link):

@@ -24,8 +24,11 @@ from mopd.types import Outcome
 SCRIPT = Path(__file__).with_name("custom_worker.py")
 START_S = 120.0
 """Longest wait for the user's file to be imported."""
-KEYS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Variables that the function does not get: keys of the tracker and of the hub."""
+KEYS = (
+    *("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"),
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+)
+"""Variables that the function does not get: keys of the trackers, an address that may hold one, keys of the hub."""
 RIGHT = 1.0
 """A score from which a response counts as right, where the function does not say so itself (`acc`)."""
 

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.metric_names import GLOSSARY, glossary, undocumented
+
 ROOT = Path(__file__).resolve().parents[2]
+ENTRIES = glossary(GLOSSARY.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class Run:
 
 
 def train(output: Path, method: str, *overrides: str, **flags: str) -> Run:
-    """Runs the real command, without a terminal and without flags of the caller's environment."""
+    """Runs the real command, without a terminal and without flags of the caller's environment.
+
+    Whatever it measures must be in docs/metrics.md.
+    """
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "OMP_NUM_THREADS", "TMPDIR")}
     command = [sys.executable, "-m", "trainer.main", "--config-name", method, *overrides]
     done = subprocess.run(
@@ -54,7 +60,10 @@ def train(output: Path, method: str, *overrides: str, **flags: str) -> Run:
         timeout=600,
         check=False,
     )
-    return Run(output, done.returncode, done.stdout + done.stderr)
+    run = Run(output, done.returncode, done.stdout + done.stderr)
+    if run.code == 0 and (output / "metrics.jsonl").is_file():
+        assert not undocumented({name for record in run.metrics for name in record}, ENTRIES)
+    return run
 
 
 @pytest.fixture(scope="session")

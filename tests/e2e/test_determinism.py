@@ -53,3 +53,5 @@ def test_two_ranks_on_the_same_seed_sample_the_same_first_step(
     ours, theirs = two.metrics[0], mopd_run.metrics[1]
     assert ours["actor/loss"] == pytest.approx(theirs["actor/loss"], rel=1e-4)
     assert ours["actor/grad_norm"] == pytest.approx(theirs["actor/grad_norm"], rel=1e-4)
+    gauges = [{name: value for name, value in one.items() if name.startswith("gauges/")} for one in (ours, theirs)]
+    assert gauges[0] == pytest.approx(gauges[1], rel=1e-4, abs=1e-6)

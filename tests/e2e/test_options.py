@@ -167,6 +167,9 @@ def every_tracker_is_told(run: Run) -> None:
     assert list((run.output / "tensorboard").glob("events.out.tfevents.*"))
     [kept] = (run.output / "wandb").glob("offline-run-*/*.wandb")
     assert b"covering" in kept.read_bytes(), "the project's name"
+    assert len(list((run.output / "wandb").glob("offline-run-*/files/media/table/rollouts_*.table.json"))) == 2
+    [curve] = (run.output / "mlflow").glob("*/*/metrics/critic/rewards.mean")
+    assert [line.split()[2] for line in curve.read_text().splitlines()] == ["1", "2"], "by step"
 
 
 def pairs_are_measured(run: Run) -> None:

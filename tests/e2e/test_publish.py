@@ -24,7 +24,8 @@ from trainer import cluster, fsdp
 from trainer.assemble import worker_environment
 from trainer.config.compose import resolve
 from trainer.packing import Packing
-from trainer.services import Asked, Policy, Sampling
+from trainer.sampling import Asked, Sampling, Slot
+from trainer.services import Policy
 from trainer.settings import loss_settings
 from trainer.weights import Bucket, PublishError, Transfer
 from trainer.workers.policy import OptimSettings, PolicyWorker, TeacherSettings
@@ -54,16 +55,16 @@ class Actor(PolicyWorker):
     def corrupt(self, name: str | None) -> None:
         self.corrupted = name
 
-    def connect(self, sampler: Any, transfer: Transfer) -> None:
-        super().connect(sampler, transfer)
-        if self.link is None:
+    def connect(self, number: int, sampler: Any, transfer: Transfer) -> None:
+        super().connect(number, sampler, transfer)
+        if number not in self.links:
             return
-        hand_over = self.link.hand_over
+        hand_over = self.links[number].hand_over
 
         def hand_over_all_but_one(bucket: Bucket) -> None:
             hand_over([(name, weight.roll(1, 0) if name == self.corrupted else weight) for name, weight in bucket])
 
-        self.link.hand_over = hand_over_all_but_one  # type: ignore[method-assign]
+        self.links[number].hand_over = hand_over_all_but_one  # type: ignore[method-assign]
 
     def names(self) -> list[str]:
         return [name for name, _ in fsdp.full_weights(self.student)]
@@ -132,7 +133,14 @@ def new_sampling(model: str, policy: Policy, transfer: Transfer) -> Sampling:
         kv_cache_mib=64,
         transfer_backend=transfer.backend,
     )
-    return Sampling(spawn(), spawn, policy, transfer, tolerance=1e-3, seed=1, deadline_s=DEADLINE_S)
+    slots = [Slot(spawn(), spawn, transfer)]
+    return Sampling(slots, policy, tolerance=1e-3, seed=1, deadline_s=DEADLINE_S)
+
+
+def the_one(sampling: Sampling) -> Slot:
+    """The place of the only sampler."""
+    [slot] = sampling.slots
+    return slot
 
 
 def shake(policy: Policy, seed: int) -> None:
@@ -152,7 +160,7 @@ def draw(sampling: Sampling) -> list[tuple[int, list[int], list[float]]]:
 
 def stale_gap(sampling: Sampling) -> float:
     """How far apart both sides are, without publishing."""
-    theirs = ask(sampling.worker, "score", SEQUENCES)
+    theirs = ask(the_one(sampling).worker, "score", SEQUENCES)
     ours = ask(sampling.policy.workers[0], "logprobs", SEQUENCES)
     return max(float(np.abs(one - other).max()) for one, other in zip(ours, theirs, strict=True))
 
@@ -173,7 +181,7 @@ def shared(ray: None) -> Sampling:
 @pytest.fixture
 def tied(shared: Sampling) -> Sampling:
     """The same, connected anew."""
-    shared.connected = False
+    the_one(shared).connected = False
     return shared
 
 
@@ -236,7 +244,7 @@ def test_a_tensor_corrupted_on_the_way_is_caught_at_once_and_its_group_named(
 def test_an_output_layer_left_stale_is_caught_and_named(tied: Sampling) -> None:
     tied.ready()
     shake(tied.policy, 7)
-    ask(tied.worker, "forget_the_head")
+    ask(the_one(tied).worker, "forget_the_head")
     with pytest.raises(PublishError, match=r"differing parameter groups: lm_head \(by [^;]*$"):
         tied.publish(7, SEQUENCES)
     assert tied.publish(8, SEQUENCES)["rollout_corr/publish_max_abs_diff"] < 1e-4
@@ -248,11 +256,11 @@ def test_two_ranks_publish_what_one_publishes(tied: Sampling) -> None:
     try:
         for policy in (one, new_actor(MODEL, ranks=2)):
             shake(policy, 11)
-            tied.policy, tied.connected = policy, False
+            tied.policy, the_one(tied).connected = policy, False
             assert tied.publish(11, SEQUENCES)["rollout_corr/publish_max_abs_diff"] < 1e-4
-            found.append(ask(tied.worker, "fingerprints"))
+            found.append(ask(the_one(tied).worker, "fingerprints"))
             shake(one, 12)
-            tied.policy, tied.connected = one, False
+            tied.policy, the_one(tied).connected = one, False
             tied.publish(12, SEQUENCES)  # so that nothing of the first is left when the second is looked at
     finally:
         tied.policy = one
@@ -267,7 +275,7 @@ def test_a_killed_sampler_comes_back_with_the_current_weights_and_draws_the_same
     shake(tied.policy, 13)
     tied.publish(13, SEQUENCES)
     expected, restarts = draw(tied), tied.restarts
-    os.kill(ask(tied.worker, "pid"), signal.SIGKILL)
+    os.kill(ask(the_one(tied).worker, "pid"), signal.SIGKILL)
     with caplog.at_level("WARNING", logger="mopd"):
         assert draw(tied) == expected
     assert {version for version, _, _ in expected} == {13}
@@ -276,16 +284,16 @@ def test_a_killed_sampler_comes_back_with_the_current_weights_and_draws_the_same
 
 
 def test_a_sampler_that_never_answers_ends_in_a_message_and_is_replaced_when_dead(tied: Sampling) -> None:
-    tied.transfer = replace(MANY_BUCKETS, deadline_s=1.0)
+    the_one(tied).transfer = replace(MANY_BUCKETS, deadline_s=1.0)
     tied.ready()
-    process, restarts = ask(tied.worker, "pid"), tied.restarts
+    process, restarts = ask(the_one(tied).worker, "pid"), tied.restarts
     os.kill(process, signal.SIGSTOP)
     try:
         with pytest.raises(cluster.WorkerError, match=r"the sampler did not take bucket 1 of \d+ within 1 s"):
             tied.publish(17, SEQUENCES)
     finally:
         os.kill(process, signal.SIGKILL)
-        tied.transfer = MANY_BUCKETS
+        the_one(tied).transfer = MANY_BUCKETS
     assert tied.restarts == restarts
     shake(tied.policy, 18)
     assert tied.publish(18, SEQUENCES)["rollout_corr/publish_max_abs_diff"] < 1e-4

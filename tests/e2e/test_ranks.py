@@ -15,9 +15,11 @@ from tests.e2e.conftest import ROOT
 from trainer import cluster, fsdp
 from trainer.assemble import worker_environment
 from trainer.config.compose import resolve
-from trainer.meters import Meter
-from trainer.packing import MiniBatch, Packing, Sample, plan_mini_batch
+from trainer.early import EarlyTeacher
+from trainer.meters import Meter, by_rollout
+from trainer.packing import MiniBatch, Packing, Sample, loss_mask, plan_mini_batch
 from trainer.settings import loss_settings, teacher_settings
+from trainer.workers.gauging import note_bare
 from trainer.workers.policy import OptimSettings, PolicyWorker
 
 pytestmark = pytest.mark.e2e
@@ -33,8 +35,19 @@ class GradientWorker(PolicyWorker):
         assert self.teacher is not None
         return dict(fsdp.full_weights(self.teacher))
 
-    def gradient(self, mini_batch: MiniBatch) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
-        self.loss_sum = 0.0
+    def noted(self, mini_batch: MiniBatch) -> Meter:
+        """What is noted of single rollouts."""
+        meter, self.loss_sum, self.views.known = Meter(), 0.0, None
+        note_bare(meter, mini_batch.bare, self.views)
+        for micro_batch, denominator in zip(mini_batch.micro_batches, mini_batch.denominators, strict=True):
+            self.accumulate(micro_batch, None, denominator, meter, frozenset())
+        self.optimizer.zero_grad(set_to_none=True)
+        return meter
+
+    def gradient(
+        self, mini_batch: MiniBatch, taught: dict[int, Any] | None = None
+    ) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
+        self.loss_sum, self.views.known = 0.0, taught
         for micro_batch, denominator in zip(mini_batch.micro_batches, mini_batch.denominators, strict=True):
             self.accumulate(micro_batch, None, denominator, Meter(), frozenset())
         whole = {name: weight.grad.full_tensor().numpy() for name, weight in self.student.named_parameters()}
@@ -115,11 +128,16 @@ def norm(gradient: dict[str, np.ndarray[Any, Any]]) -> float:
 
 
 def gradient(
-    workers: Sequence[Any], samples: Sequence[Sample], budget: int, method: str, *overrides: str
+    workers: Sequence[Any],
+    samples: Sequence[Sample],
+    budget: int,
+    method: str,
+    *overrides: str,
+    taught: dict[int, Any] | None = None,
 ) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
     """Loss and gradient of one mini-batch over all ranks."""
     plans = plans_of(samples, len(workers), budget, method, *overrides)
-    references = [worker.gradient.remote(plan) for worker, plan in zip(workers, plans, strict=True)]
+    references = [worker.gradient.remote(plan, taught) for worker, plan in zip(workers, plans, strict=True)]
     answers = cluster.gather(references, "adding up gradients", DEADLINE_S)
     return sum(loss for loss, _ in answers), answers[0][1]
 
@@ -159,6 +177,49 @@ def test_ranks_and_micro_batches_change_neither_loss_nor_gradient(ray: None, met
         assert other_loss == pytest.approx(loss, rel=1e-5)
         gap = norm({name: found[name] - values for name, values in wanted.items()}) / norm(wanted)
         assert gap < 1e-5, (gap, len(workers), budget)
+
+
+@pytest.mark.parametrize("overrides", [(), (f"{DISTILL}.teacher_regularization=live",)])
+def test_ranks_and_micro_batches_change_nothing_that_is_noted_of_a_rollout(
+    ray: None, overrides: tuple[str, ...]
+) -> None:
+    bare = np.asarray([5, 6], dtype=np.int32)
+    samples = [replace(one, bare_prompt_ids=bare if one.index % 3 == 0 else None) for one in ragged_samples(13)]
+    found = []
+    for ranks, budget in ((1, 100_000), (2, 90)):
+        workers, plans = actors(ranks, "mopd", *overrides), plans_of(samples, ranks, budget, "mopd", *overrides)
+        references = [worker.noted.remote(plan) for worker, plan in zip(workers, plans, strict=True)]
+        found.append(by_rollout(cluster.gather(references, "noting", DEADLINE_S)))
+    one, two = found
+    assert set(one["teacher"]) == {index for index in range(13) if index % 4 != 3}
+    assert set(one["bare"]) == {0, 6, 9, 12}
+    for name in ("student", "entropy", "teacher", "gap", "bare"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("method", ["mopd", "opd"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_teacher_that_was_shown_groups_early_teaches_the_same(ray: None, ranks: int, method: str) -> None:
+    """Whatever was shown together, by whichever rank, and however the update is cut."""
+    workers, samples = actors(ranks, method), ragged_samples(13)
+    samples.append(replace(samples[0], index=13))  # the same once more
+    loss, wanted = gradient(workers, samples, 100_000, method)
+    early = EarlyTeacher(workers, Packing(200, lambda _: 1.0))
+    for start in (8, 0):
+        early.show(samples[start : start + 4])
+    early.show(samples[8:12])
+    taught, figures = early.complete(samples)
+    useful = [sample.index for sample in samples if loss_mask(sample).any()]
+    assert sorted(taught) == useful
+    assert figures["perf/teacher_early_fraction"] == sum(index in {0, 1, 2, 8, 9, 10, 13} for index in useful) / len(
+        useful
+    )
+    for budget in (90, 100_000):
+        other_loss, found = gradient(workers, samples, budget, method, taught=taught)
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        assert norm({name: found[name] - values for name, values in wanted.items()}) < 1e-5 * norm(wanted)
+    early.begin()
+    assert early.complete(samples)[1] == {"perf/teacher_early_fraction": 0.0}
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_on_all_ranks_alike(ray: None) -> None:

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from mopd.divergence import full_logprobs
+from benchmarks.loss import Inputs, dense_gradient, make_inputs
+from mopd.divergence import Support, full_logprobs
 from mopd.fused import linear_distillation_loss, linear_divergence, linear_logprobs
-from mopd.fused_logits import GROUP, Options, likeliest, peaks_of, read
+from mopd.fused_kernels import GROUP, peaks_of
+from mopd.fused_logits import Options, likeliest, read
+from mopd.fused_support import linear_answer, linear_divergence_on, linear_ids
 from mopd.losses import token_logprobs
 
 N, V, H = 48, 1500, 8
@@ -55,11 +58,12 @@ def test_a_reading_is_that_of_log_softmax(size: int) -> None:
     logits[0, 0] = 400.0
     logits[1, : size - 1] = -torch.inf
     ids = torch.randint(size, (4, 3))
-    found, logprobs = read(logits, ids, Options("cpu", temperature=2.0, entropy=True)), full_logprobs(logits / 2.0)
+    options = Options("cpu", temperature=2.0, entropy=True)
+    found, logprobs = read(logits, ids, options.scan(logits), options), full_logprobs(logits / 2.0)
     torch.testing.assert_close(found.logprobs, logprobs.gather(-1, ids))
     torch.testing.assert_close(found.entropy, -(logprobs.exp() * logprobs).sum(-1), rtol=1e-9, atol=1e-9)
     logits[2], logits[3, -1] = -torch.inf, torch.nan
-    faulty = torch.isfinite(read(logits, ids, Options("cpu")).normaliser)
+    faulty = torch.isfinite(read(logits, ids, options.scan(logits), options).normaliser)
     assert faulty.tolist() == [True, True, False, False]
 
 
@@ -85,6 +89,39 @@ def test_precise_logits_make_the_gradient_precise() -> None:
     }
     assert max(errors[True]) <= 5e-3
     assert min(errors[False][:2]) > 2 * max(errors[True])  # the measure would notice
+
+
+@pytest.mark.parametrize("distant", [False, True])
+@pytest.mark.parametrize("support", ["student", "union"])
+def test_a_sure_student_near_its_teacher_keeps_six_digits_in_float32(support: Support, distant: bool) -> None:
+    """The divergence is then a small difference of large logits, of which float32 logits alone keep five."""
+    own = 100 if support == "union" else 0
+
+    def gradients(inputs: Inputs) -> tuple[Tensor, ...]:
+        student, teacher = (
+            (inputs.student_hidden, inputs.student_weight),
+            (inputs.teacher_hidden, inputs.teacher_weight),
+        )
+        if distant:
+            asked = linear_ids(*exact(inputs.student_hidden, inputs.student_weight), 100)
+            answer = linear_answer(*teacher, asked, own, len(inputs.student_weight))
+            found = linear_divergence_on(*student, answer, inputs.tokens)
+        else:
+            found = linear_divergence(*student, *teacher, inputs.tokens, support=support)
+        return torch.autograd.grad(found.values.sum(), student)
+
+    def exact(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(each.detach().double() for each in tensors)
+
+    inputs = make_inputs(16, 8000, 128, torch.float32)
+    states = exact(inputs.student_hidden, inputs.student_weight, inputs.teacher_hidden, inputs.teacher_weight)
+    wide_inputs = Inputs(states[0].requires_grad_(), states[1].requires_grad_(), *states[2:], inputs.tokens)
+    for ours, true in zip(gradients(inputs), gradients(wide_inputs), strict=True):
+        assert ours.dtype == torch.float32
+        assert float((ours - true).norm() / true.norm()) <= 1e-6
+    if support == "student":  # the measure would notice
+        true, dense = (dense_gradient(inputs, 16, kind) for kind in (torch.float64, torch.float32))
+        assert float((dense - true).norm() / true.norm()) > 1e-5
 
 
 @pytest.mark.parametrize("narrow", [False, True])

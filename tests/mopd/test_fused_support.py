@@ -49,10 +49,12 @@ def test_a_divergence_is_the_dense_one_with_its_masses(problem: Problem, data: A
     for ours, theirs in zip((found.student_mass, found.teacher_mass), masses, strict=True):
         assert_close(ours[kept], theirs[kept])
     assert_close(found.logprobs, token_logprobs(logits, problem.tokens).detach())
+    assert_close(found.teacher_logprobs, teacher_of_tokens(problem))
     assert found.entropy is not None
     logprobs = full_logprobs(logits).detach()
     assert_close(found.entropy, -(logprobs.exp() * logprobs).sum(-1))
-    assert not any(each.requires_grad for each in (found.logprobs, found.entropy, found.student_mass))
+    constants = (found.logprobs, found.entropy, found.student_mass, found.teacher_logprobs)
+    assert not any(each.requires_grad for each in constants)
 
 
 @settings(max_examples=40, deadline=None)
@@ -133,6 +135,14 @@ def test_a_teacher_elsewhere_answers_as_the_dense_one(problem: Problem, data: An
     for ours, theirs in zip((found.student_mass, found.teacher_mass), mass_on(logits, answer), strict=True):
         assert_close(ours, theirs)
     assert_close(found.logprobs, token_logprobs(logits, problem.tokens).detach())
+    asked_for = (answer.ids == problem.tokens[:, None]).any(-1)
+    assert_close(found.teacher_logprobs, teacher_of_tokens(problem).masked_fill(~asked_for, torch.nan))
+
+
+def teacher_of_tokens(problem: Problem) -> Tensor:
+    """The teacher's log-probs of the tokens, not-a-number where it has none."""
+    logits = problem.teacher_logits
+    return token_logprobs(logits, problem.tokens).detach().masked_fill(~is_distribution(logits), torch.nan)
 
 
 def placed(values: Tensor, mask: Tensor) -> Tensor:

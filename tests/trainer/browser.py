@@ -86,6 +86,25 @@ class Browser:
         self.devtools("Input.dispatchKeyEvent", type="keyDown", key=key, text=key if len(key) == 1 else "")
         self.devtools("Input.dispatchKeyEvent", type="keyUp", key=key)
 
+    def point(self, selector: str, number: int = 0) -> None:
+        """Moves the pointer onto the first line of an element, once that is in view."""
+        self.devtools("Input.dispatchMouseEvent", type="mouseMoved", **self.middle_of(selector, number))
+
+    def tap(self, selector: str, number: int = 0) -> None:
+        """A finger on an element."""
+        self.devtools("Input.dispatchTouchEvent", type="touchStart", touchPoints=[self.middle_of(selector, number)])
+        self.devtools("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def middle_of(self, selector: str, number: int) -> dict[str, float]:
+        """Where an element's first line is."""
+        script = (
+            "const node = document.querySelectorAll(arguments[0])[arguments[1]];"
+            "node.scrollIntoView({block: 'center'}); const box = node.getClientRects()[0];"
+            "return {x: box.left + box.width / 2, y: box.top + box.height / 2}"
+        )
+        found: dict[str, float] = self.run(script, selector, number)
+        return found
+
     def complaints(self) -> list[str]:
         """What the console has said since it was last asked."""
         return [entry["message"] for entry in self.call("/se/log", {"type": "browser"})]

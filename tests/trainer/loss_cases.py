@@ -19,7 +19,7 @@ from trainer.attention import PACKED
 from trainer.config.compose import resolve
 from trainer.config.schema import Config
 from trainer.layout import TokenBatch
-from trainer.meters import Meter, merged
+from trainer.meters import Meter, by_rollout, merged
 from trainer.objectives import Contribution, LossSettings, Targets, contribution
 from trainer.packing import Packing, Sample, plan_mini_batch
 from trainer.scores import HeadName, States
@@ -332,4 +332,5 @@ class Bigram(PolicyWorker):
             meters.append(Meter())
             for part, denominator in zip(plan.micro_batches, plan.denominators, strict=True):
                 self.accumulate(part, None, denominator, meters[-1], frozenset())
+        self.noted = by_rollout(meters)
         return merged(meters)

@@ -12,8 +12,9 @@ import numpy as np
 
 from mopd.types import IntArray
 from trainer.config.compose import as_yaml, resolve
+from trainer.recorded import LIKELIEST, Likeliest, Recorded, Side, arrays_of
 from trainer.resume import METHOD_LINE
-from trainer.tracking import open_lines, write_line
+from trainer.tracking import open_lines, sha256_of, write_line
 
 HOSTILE = [
     "</script><script>window.harmed = 1</script>",
@@ -75,11 +76,24 @@ def lines_of(step: int, groups: int, siblings: int, texts: Sequence[str], record
                 else None,
                 "usable": status != "unknown",
             }
+            line["teacher_prompt_sha256"] = line["teacher_prompt"] and sha256_of(line["teacher_prompt"])
             if number < recorded:
                 line["divergence"] = [round(rng.expovariate(10), 6) for _ in output]
                 line["divergence"][0] = None
             lines.append(line)
     return lines
+
+
+def likeliest_of(said: str, rng: np.random.Generator) -> Likeliest:
+    """Lists at every character of a text: it stands at every place of them in turn, and then at none."""
+    count, others = len(said), np.asarray([ord(char) for char in dict.fromkeys("".join(HOSTILE))])
+    ids = np.stack([rng.permutation(others)[:LIKELIEST] for _ in said]).astype(np.int32)
+    for at, char in enumerate(said):
+        ids[at][ids[at] == ord(char)] = ord("~")
+        if at % (LIKELIEST + 1) < LIKELIEST:
+            ids[at, at % (LIKELIEST + 1)] = ord(char)
+    shares = np.sort(rng.dirichlet([0.5] * (LIKELIEST + 1), size=count), axis=1)[:, :0:-1]
+    return Likeliest(ids, np.log(np.maximum(shares, 1e-9)).astype(np.float16))
 
 
 def run_in(
@@ -91,8 +105,9 @@ def run_in(
     texts: Sequence[str] = HOSTILE,
     recorded: int = 2,
     overrides: Sequence[str] = (),
+    sides: Sequence[Side] = ("student", "teacher"),
 ) -> Path:
-    """The folder of a run of so many steps, as far as a report reads it."""
+    """The folder of a run of so many steps, as far as a report reads it; `sides` have likeliest tokens."""
     (folder / "rollouts").mkdir(parents=True)
     tree = resolve("mopd", list(overrides), {}).tree
     (folder / "config.yaml").write_text(f"{METHOD_LINE} mopd\n{as_yaml(tree)}")
@@ -107,11 +122,18 @@ def run_in(
             for line in lines:
                 write_line(file, line)
         tokens = [ord(char) for line in lines for char in line["output"]]
+        dice = np.random.default_rng(step)
+        kept = {
+            index: Recorded(likeliest={side: likeliest_of(line["output"], dice) for side in sides})
+            for index, line in enumerate(lines)
+            if "divergence" in line
+        }
         np.savez(
             folder / "rollouts" / f"{step}.npz",
             lengths=np.asarray([len(line["output"]) for line in lines], np.int32),
             token_ids=np.asarray(tokens, np.int32),
             sampler_logprobs=np.full(len(tokens), -0.5, np.float32),
+            **arrays_of(kept),
         )
     return folder
 

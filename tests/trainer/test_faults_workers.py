@@ -25,7 +25,7 @@ from tests.mopd.groups import PROMPT, group_of
 from trainer import cluster
 from trainer.assemble import worker_environment
 from trainer.config.compose import PROJECT
-from trainer.services import Asked, StandingSampling
+from trainer.sampling import Asked, StandingSampling
 from trainer.verification import Verification
 from trainer.workers.sampler_types import Request, Response, SamplingSettings
 from trainer.workers.verifier import VerifierWorker

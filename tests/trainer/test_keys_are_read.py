@@ -13,7 +13,8 @@ from trainer import cluster, inputs, session
 from trainer.config.compose import PROJECT, resolve
 from trainer.config.reference import leaves
 from trainer.config.schema import Config
-from trainer.services import Policy, Sampling
+from trainer.sampling import Sampling
+from trainer.services import Policy
 
 UNREAD = {
     "actor_rollout_ref.rollout.name": "there is one engine",

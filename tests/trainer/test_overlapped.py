@@ -23,8 +23,8 @@ from trainer.errors import StoppedError
 from trainer.packing import Sample
 from trainer.parts import Parts, Sizes
 from trainer.prompts import PromptSet
+from trainer.sampling import Asked, Sampling, Slot
 from trainer.schedule import Schedule
-from trainer.services import Asked, Sampling
 from trainer.workers.sampler_types import SamplingSettings
 
 LONGEST = 12
@@ -51,11 +51,15 @@ class World:
     learning: Callable[[], None] | None = None
     verified: int = 0
     happened: list[str] = field(default_factory=list)
+    lengths: dict[str, float] = field(default_factory=dict)
 
     # the actor
 
+    def rest(self) -> None:
+        """The sampler has nothing to free."""
+
     def begin(
-        self, samples: Sequence[Sample], step: int, record: frozenset[int]
+        self, samples: Sequence[Sample], step: int, record: frozenset[int], taught: object = None
     ) -> Callable[[], tuple[dict[str, float], dict[int, FloatArray]]]:
         self.happened.append(f"begin {step}")
         seen = [(one.response_ids.tolist(), one.sampler_logprobs.tolist(), one.reward) for one in samples]
@@ -324,19 +328,20 @@ class Mortal(Sampling):
 
     def __init__(self) -> None:
         policy: Any = self
-        super().__init__(object(), object, policy, cast(Any, None), tolerance=None, seed=0, deadline_s=1.0)
+        slots = [Slot(object(), object, cast(Any, object()))]
+        super().__init__(slots, policy, tolerance=None, seed=0, deadline_s=1.0)
         self.noted: list[int] = []
 
-    def connect(self, sampler: object, transfer: object) -> None:
+    def connect(self, number: int, sampler: object, transfer: object) -> None:
         pass
 
-    def publish(self, version: int, sequences: object) -> Any:
+    def publish(self, version: int, sequences: object, numbers: object = None) -> Any:
         self.noted.append(version)
 
-    def describe(self) -> dict[str, str]:
-        return {}
+    def ask(self, method: str, doing: str, slots: object = None) -> list[Any]:
+        return [{}]
 
-    def lives(self) -> bool:
+    def lives(self, slot: object) -> bool:
         return False
 
     def draw(self, requests: Sequence[object], *_: object) -> list[Rollout]:

@@ -18,7 +18,7 @@ from tests.mopd.groups import PROMPT, RIGHT, UNKNOWN, WRONG, group_of
 from trainer.contexts import Context
 from trainer.parts import Parts, Sizes, rollout_metrics
 from trainer.prompts import PromptSet
-from trainer.services import Asked
+from trainer.sampling import Asked
 from trainer.workers.sampler_types import SamplingSettings
 
 LONGEST = 20

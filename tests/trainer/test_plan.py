@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.test_plan_memory import QWEN3_4B, described
+from tests.trainer.test_plan_memory import QWEN3_4B, QWEN3_8B, described
 from trainer.config.compose import PROJECT, resolve
 from trainer.errors import BAD_INPUT, DONE
 from trainer.plan import main
+from trainer.planning.estimate import Cost
 
 CHAIN = PROJECT / "datasets" / "chain"
 OWN = "actor_rollout_ref.ref.placement=own"
@@ -267,7 +268,7 @@ def test_a_large_model_is_planned_for_a_machine_that_is_not_there(plan: Planner,
     model = described(tmp_path / "qwen3", **QWEN3_4B)
     code, said = plan(*asked, f"{FUSED}=false", MODEL_PATH=model)
     assert code == BAD_INPUT
-    assert_beside_the_sampler(said)
+    assert_beside_the_sampler(said, f"{FUSED}=true")
     code, said = plan(*asked, "trainer.save_freq=0")
     found = json.loads(file.read_text())
     assert code == DONE, said
@@ -279,12 +280,43 @@ def test_a_large_model_is_planned_for_a_machine_that_is_not_there(plan: Planner,
     assert max(found["costs"][0]["seconds"], key=found["costs"][0]["seconds"].get) == "sample: decode"
 
 
-def assert_beside_the_sampler(said: str) -> None:
+def test_a_model_that_lacks_room_beside_the_sampler_fits_once_that_sleeps(plan: Planner, tmp_path: Path) -> None:
+    """Rank 0 then has its GPU alone while it learns; what is left to fit is what it keeps while rollouts are drawn."""
+    asked = ["--gpus=8", "--gpu-memory=80GB", "data.max_prompt_length=1024"]
+    model = described(tmp_path / "qwen3", **QWEN3_8B)
+    code, said = plan(*asked, MODEL_PATH=model)
+    assert code == BAD_INPUT
+    assert_beside_the_sampler(said, "actor_rollout_ref.rollout.free_cache_engine=true")
+    sleeping = [*asked, "actor_rollout_ref.rollout.free_cache_engine=true"]
+    code, said = plan(*sleeping, MODEL_PATH=model)
+    assert code == DONE, said
+    assert "actor rank 0 while sampling" in said
+    code, said = plan(*sleeping, f"{SHARE}=0.85", "trainer.save_freq=0", MODEL_PATH=model)
+    assert code == BAD_INPUT
+    assert "memory: actor rank 0 while sampling needs" in said
+    code, said = plan(*sleeping, "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true", MODEL_PATH=model)
+    assert code == DONE, said
+    assert "for what is not on the GPUs between phases" in said
+
+
+def test_sampling_beside_learning_takes_the_longer_of_both() -> None:
+    seconds = {
+        "sample: prefill": 1.0,
+        "sample: decode": 4.0,
+        "learn: teacher": 2.0,
+        "learn: student": 5.0,
+        "publish": 0.5,
+    }
+    assert Cost(1, seconds, 1, 1).total == 12.5
+    assert Cost(1, seconds, 1, 1, overlap=True).total == 7.5
+
+
+def assert_beside_the_sampler(said: str, remedy: str) -> None:
     """Rank 0 and the sampler share a GPU, which is what does not fit."""
     assert "1 problem:" in said, said
     assert "memory: actor rank 0 (on GPU 0) needs" in said
     assert f"lower {SHARE}=0.55" in said
-    assert f"set {FUSED}=true" in said
+    assert f"set {remedy}" in said
 
 
 def test_the_packing_plan_is_that_of_the_run(plan: Planner, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,14 +22,17 @@ from trainer.layout import batch_of
 from trainer.planning.architecture import Architecture, architecture_of
 from trainer.planning.memory import (
     ActorPlan,
+    Away,
     MicroBatch,
     loss_moment,
     memory_of,
+    offloaded,
     proof_moment,
     publish_moment,
     staged,
     steady_parts,
     total,
+    while_sampling,
 )
 
 CHAIN = PROJECT / "datasets" / "chain" / "model"
@@ -92,6 +95,23 @@ def test_the_embedded_model_is_counted_as_it_loads() -> None:
 def test_masters_gradients_moments_and_teacher_are_dealt_over_the_ranks(qwen3_4b: Architecture, ranks: int) -> None:
     assert total(steady_parts(plan_of(qwen3_4b, ranks=ranks))) == 20 * qwen3_4b.parameters / ranks
     assert total(steady_parts(plan_of(qwen3_4b, ranks=ranks, beside=None))) == 16 * qwen3_4b.parameters / ranks
+
+
+def test_what_is_away_is_missing_where_it_is_not_needed(qwen3_4b: Architecture) -> None:
+    share = 4 * qwen3_4b.parameters / 8
+    usual = plan_of(qwen3_4b)
+    assert total(while_sampling(usual)) == 4 * share
+    assert offloaded(usual) == 0
+    away = frozenset[Away]({"optimiser"})
+    assert total(while_sampling(replace(usual, away=away))) == 2 * share
+    peak, slim = memory_of(usual), memory_of(replace(usual, away=away))
+    assert total(peak) - total(slim) == pytest.approx(2 * share)  # the loss is the peak, or the optimiser's step
+    everything = replace(usual, away=frozenset(get_args(Away)))
+    assert total(while_sampling(everything)) == 0
+    assert offloaded(everything) == 4 * share
+    # Without a GPU there is no other memory to go to.
+    assert total(while_sampling(replace(everything, on_gpu=False))) == 4 * share
+    assert offloaded(replace(everything, on_gpu=False)) == 0
 
 
 def test_all_logits_at_once_are_whole_fp32_tensors_of_the_responses(qwen3_4b: Architecture) -> None:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from mopd.types import IntArray
 from tests.trainer.report_runs import HOSTILE, pieces, run_in
 from trainer import report
+from trainer.recorded import recorded_in
 from trainer.report import MOST_BYTES, distinct, main, report_at_end, write_report
 from trainer.reporting.curves import curves_of, thinned, times_of
 from trainer.reporting.groups import HASH, parts_of, spread
@@ -55,9 +57,14 @@ class Reader(HTMLParser):
 
 
 def read_back(file: Path) -> tuple[dict[str, Any], list[Any]]:
-    """The data of a report, and its groups unpacked."""
+    """The data of a report, and its groups unpacked, with what is told by token, and their lists as `lists`."""
     inner = Reader(file.read_text(encoding="utf-8")).inner
-    bodies = [json.loads(zlib.decompress(base64.b64decode(packed))) for packed in json.loads(inner["groups"])]
+    bodies = []
+    for texts in json.loads(inner["groups"]):
+        body, told, lists = [json.loads(zlib.decompress(base64.b64decode(one))) if one else None for one in texts]
+        if told is not None:
+            body["rollouts"] = [entry | by_token for entry, by_token in zip(body["rollouts"], told, strict=True)]
+        bodies.append(body | ({} if lists is None else {"lists": lists}))
     return json.loads(inner["data"]), bodies
 
 
@@ -88,6 +95,61 @@ def test_every_rollout_comes_back_as_it_was_written(tmp_path: Path) -> None:
         if "divergence" in line:  # each token beside its own value
             assert "".join(told["pieces"]) == line["output"]
     assert not data["notes"]
+
+
+def test_the_likeliest_tokens_of_both_sides_come_back(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", steps=1)
+    _, bodies = read_back(write_report(run, pieces=pieces))
+    assert ["lists" in body for body in bodies] == [True, True, False]
+    with np.load(run / "rollouts/1.npz") as arrays:
+        recorded, lengths, token_ids = recorded_in(arrays), arrays["lengths"], arrays["token_ids"]
+    said = np.split(token_ids, np.cumsum(lengths)[:-1])
+    for index, sides in recorded.items():
+        lists = bodies[index // 4]["lists"]
+        for side, kept in sides.items():
+            shown = lists["rollouts"][index % 4][side]
+            texts = [lists["table"][place] for place in shown["ids"]]
+            assert texts == [chr(token) for token in kept.ids.ravel()]
+            chances = np.asarray(shown["chances"]) / 1000
+            assert np.allclose(chances, np.exp(kept.logprobs.astype(float)).ravel(), atol=6e-4)
+            assert [place < 0 for place in shown["sampled"]] == [at % 6 == 5 for at in range(len(said[index]))]
+            assert all(
+                kept.ids[at, place] == said[index][at] for at, place in enumerate(shown["sampled"]) if place >= 0
+            )
+
+
+def test_lists_give_way_to_rollouts_where_room_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_in(tmp_path / "run", steps=6, groups=2)
+    whole = write_report(run, pieces=pieces)
+    _, bodies = read_back(whole)
+    share = 0.1 * whole.stat().st_size / MOST_BYTES
+    monkeypatch.setattr(report, "SHARES", {"tokens": share, "likeliest": share})
+    data, fewer = read_back(write_report(run, pieces=pieces))
+    assert len(bodies) == len(fewer) == 12
+    assert all(group["rollouts"][0]["recorded"] for group in data["groups"])
+    listed, told = (
+        [sum(there(body) for body in found) for found in (bodies, fewer)]
+        for there in (lambda body: "lists" in body, lambda body: "divergence" in body["rollouts"][0])
+    )
+    assert 0 < listed[1] <= told[1] < listed[0] == told[0] == 12
+    assert data["notes"] == [
+        f"no room for the divergences of {12 - told[1]} groups and the likeliest tokens of {12 - listed[1]} groups; "
+        "--step N shows more of one step"
+    ]
+
+
+def test_a_method_without_a_teacher_shows_the_students_tokens_alone(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", steps=1, sides=("student",))
+    lines = lines_in(run, 1)
+    for line in lines:
+        line.pop("divergence", None)
+    (run / "rollouts/1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data, bodies = read_back(write_report(run, pieces=pieces))
+    assert [entry["recorded"] for entry in data["groups"][0]["rollouts"]] == [True] * 4
+    assert "divergence" not in bodies[0]["rollouts"][0]
+    assert "".join(bodies[0]["rollouts"][0]["pieces"]) == lines[0]["output"]
+    assert set(bodies[0]["lists"]["rollouts"][0]) == {"student"}
+    assert data["scale"] is None
 
 
 def joined(parts: Sequence[Any] | None, body: Any) -> str | None:
@@ -141,7 +203,7 @@ def test_a_long_run_is_shown_evenly_and_the_page_says_so(tmp_path: Path) -> None
 def test_a_report_is_no_larger_than_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_in(tmp_path / "run", steps=6, groups=60)
     whole = write_report(run, pieces=pieces).stat().st_size
-    monkeypatch.setattr(report, "MOST_BYTES", most := 150_000 + whole // 2)
+    monkeypatch.setattr(report, "MOST_BYTES", most := 150_000 + whole // 5)
     file = write_report(run, pieces=pieces)
     data, _ = read_back(file)
     assert file.stat().st_size <= most < whole

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.trainer.browser import BROWSER, DRIVER, WHY_NOT, Browser, browser
 from tests.trainer.report_runs import as_seen, pieces, run_in
+from trainer import report
+from trainer.recorded import Side, recorded_in
 from trainer.report import write_report
 
 pytestmark = pytest.mark.skipif(BROWSER is None or DRIVER is None, reason=WHY_NOT)
 
 TABS = ("curves", "validation", "time", "settings", "rollouts")
 OPENED = "document.querySelector('.card.chosen')"
+TIP = "(document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent)"
 CHOSEN = "document.querySelector('.card.chosen .title b').textContent"
 
 
@@ -101,13 +106,100 @@ def test_colours_scale_with_divergence_and_the_value_is_told(page: Browser, run:
     strengths = [tokens[at] for at in order]
     assert all(one <= other + 0.005 for one, other in pairwise(strengths))
     assert strengths[-1] > 0.7 > 0.3 > strengths[0]
-    tell = "arguments[0].dispatchEvent(new PointerEvent('pointerover', {bubbles: true}))"
-    page.run(f"((...arguments) => {{ {tell} }})(document.querySelectorAll('.token')[3])")
-    told = page.run("return document.getElementById('tip').textContent")
+    page.point(".token", 3)
+    told = page.until(TIP)
     assert "token 4 of" in told
     assert f"divergence {float(f'{values[3]:.4g}'):g}"[:14] in told
     assert "probability 0.607" in told
-    assert "not recorded" in told
+
+
+def lists_at(run: Path, at: int) -> list[list[tuple[str, str, bool]]]:
+    """What the run recorded at a token of its first rollout: text, probability and whether it was sampled, by side."""
+    with np.load(run / "rollouts/1.npz") as arrays:
+        recorded, token = recorded_in(arrays)[0], int(arrays["token_ids"][at])
+    columns = []
+    for side in (recorded["student"], recorded["teacher"]):
+        parts = np.rint(1000 * np.exp(side.logprobs[at].astype(float)))
+        chances = [f"{part / 10:.1f}\u00a0%" if part else "<\u20090.1\u00a0%" for part in parts]
+        texts = [quoted(chr(name)) for name in side.ids[at]]
+        columns.append(list(zip(texts, chances, [int(name) == token for name in side.ids[at]], strict=True)))
+    return columns
+
+
+def columns_of(page: Browser) -> list[list[tuple[str, str, bool]]]:
+    """The two lists of the tip as they are seen."""
+    found = page.run(
+        "return [...document.querySelectorAll('.likely > div')].map((side) => [...side.querySelectorAll('li')].map("
+        "(row) => [row.querySelector('code').textContent, row.querySelector(':scope > span').textContent,"
+        " row.className === 'own']))"
+    )
+    return [[(text, chance, own) for text, chance, own in side] for side in found]
+
+
+def quoted(text: str) -> str:
+    """A text as JSON has it, and as the page shows that."""
+    half = "\ud800" <= text <= "\udfff"
+    return as_seen(json.dumps(text, ensure_ascii=half))
+
+
+def test_under_the_pointer_both_lists_are_told_with_the_sampled_token_marked(page: Browser, run: Path) -> None:
+    for at in range(12):  # at two of these neither side lists the sampled token
+        page.point(".token", at)
+        page.until(f"{TIP}.includes('token {at + 1} of')")
+        assert columns_of(page) == lists_at(run, at)
+        assert ("none of these" in page.run(f"return {TIP}")) == (at % 6 == 5)
+    assert page.run("return [...document.querySelectorAll('.likely h5')].map((node) => node.textContent)") == [
+        "student",
+        "teacher",
+    ]
+    page.point(".card.chosen .title")
+    page.until("document.getElementById('tip').hidden")
+
+
+def test_keys_and_a_finger_tell_the_same(page: Browser, run: Path) -> None:
+    page.press("i")
+    page.until(f"{TIP}.includes('token 1 of')")
+    for key, number in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2), ("Home", 1)):
+        page.press(key)
+        page.until(f"{TIP}.includes('token {number} of')")
+    assert page.run(f"return {CHOSEN}") == "1-0-0"  # the arrows stay in the response
+    page.press("Escape")
+    page.until("document.getElementById('tip').hidden")
+    page.press("ArrowRight")
+    page.until(f"{OPENED} && {CHOSEN} === '1-1-0'")
+    page.press("h")
+    page.until(f"{CHOSEN} === '1-0-0'")
+    at = 7
+    page.tap(".token", at)
+    page.until(f"{TIP}.includes('token {at + 1} of')")
+    assert columns_of(page) == lists_at(run, at)
+    page.tap(".card.chosen h4")
+    page.until("document.getElementById('tip').hidden")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 420])
+def test_what_is_told_of_a_token_stays_in_the_window(window: Browser, run: Path, width: int, scheme: str) -> None:
+    window.look(width, scheme=scheme)
+    window.open(run / "report.html", "#rollouts")
+    window.until(OPENED)
+    for at in range(12):
+        window.point(".token", at)
+        window.until(f"{TIP}.includes('token {at + 1} of')")
+        inside, ground, text = window.run(
+            "const tip = document.getElementById('tip'), look = getComputedStyle(tip);"
+            "const box = tip.getBoundingClientRect();"
+            "return [box.left >= 0 && box.right <= document.documentElement.clientWidth && box.top >= 0 &&"
+            " box.bottom <= innerHeight && tip.scrollWidth <= tip.clientWidth, look.backgroundColor, look.color]"
+        )
+        assert inside
+    assert (brightness(ground) > brightness(text)) == (scheme == "light")
+    window.look(1280)
+
+
+def brightness(colour: str) -> float:
+    """Of a computed colour, 0 to 255."""
+    return sum(float(part) for part in re.findall(r"[\d.]+", colour)[:3]) / 3
 
 
 def test_the_list_holds_no_more_rows_than_are_in_view(page: Browser) -> None:
@@ -160,7 +252,7 @@ def test_an_address_leads_to_a_rollout(window: Browser, run: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 420, 390])
 def test_nothing_overflows(window: Browser, run: Path, width: int, scheme: str) -> None:
     window.look(width, scheme=scheme)
     for tab in TABS:
@@ -177,6 +269,42 @@ def test_nothing_overflows(window: Browser, run: Path, width: int, scheme: str) 
     window.look(1280)
 
 
+@pytest.mark.parametrize(
+    ("mode", "sides", "shares", "seen"),
+    [
+        ("sdpo", ("student",), (0.35, 0.25), "student"),
+        ("dpo", ("student", "teacher"), (0.35, 0.25), "student reference"),
+        ("sdpo", ("student", "teacher"), (0.35, 0.0), "likeliest tokens: left out of this page"),
+        ("sdpo", (), (0.35, 0.25), "likeliest tokens: not recorded"),
+        ("sdpo", ("student", "teacher"), (0.0, 0.25), "Divergences and likeliest tokens: left out of this page"),
+    ],
+)
+def test_the_page_says_whose_lists_it_has_and_why_it_has_none(
+    window: Browser,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    sides: tuple[Side, ...],
+    shares: tuple[float, float],
+    seen: str,
+) -> None:
+    folder = run_in(tmp_path / "run", steps=1, groups=1, sides=sides)
+    settings = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(settings.replace("loss_mode: sdpo", f"loss_mode: {mode}"))
+    monkeypatch.setattr(report, "SHARES", dict(zip(("tokens", "likeliest"), shares, strict=True)))
+    window.open(write_report(folder, pieces=pieces), "#rollouts")
+    window.until(OPENED)
+    if not shares[0]:
+        assert window.run("return document.querySelectorAll('.token').length") == 0
+        assert seen in window.run("return document.querySelector('.card.chosen').textContent")
+        return
+    window.point(".token", 1)
+    told = window.until(TIP)
+    titles = window.run("return [...document.querySelectorAll('.likely h5')].map((node) => node.textContent)")
+    assert seen in (" ".join(titles) or told)
+    assert window.complaints() == []
+
+
 def test_a_run_with_nothing_in_it_has_a_page(window: Browser, tmp_path: Path) -> None:
     folder = run_in(tmp_path / "bare", steps=1)
     for file in (folder / "rollouts").iterdir():
@@ -186,4 +314,22 @@ def test_a_run_with_nothing_in_it_has_a_page(window: Browser, tmp_path: Path) ->
     for tab in TABS:
         window.run("document.querySelector(`#tabs [data-tab=${arguments[0]}]`).click()", tab)
     assert "No rollouts" in window.run("return document.querySelector('.tab:not([hidden])').textContent")
+    assert window.complaints() == []
+
+
+def test_an_interval_is_a_band_behind_its_curve_and_no_curve_of_its_own(window: Browser, tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "gauged", steps=1)
+    values = [{"step": step, "gauges/auc": 0.5, "gauges/auc_low": 0.25, "gauges/auc_high": 0.75} for step in (1, 2)]
+    lone = {"step": 3, "gauges/alone_low": 1.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*values, lone]))
+    window.open(write_report(folder), "#curves")
+    names = "return [...document.querySelectorAll('.chart')].map((chart) => chart.title)"
+    assert [name for name in window.run(names) if name.startswith("gauges/")] == ["gauges/alone_low", "gauges/auc"]
+    window.until("document.querySelector('.chart[title=\"gauges/auc\"] .band')")
+    boxes = (
+        "[...document.querySelectorAll('.chart[title=\"gauges/auc\"] path:not(.rule)')].map((path) => path.getBBox())"
+    )
+    band, curve = window.run(f"return {boxes}.map((box) => [box.x, box.y, box.width, box.height])")
+    assert band == pytest.approx([curve[0], 4, curve[2], 92], abs=0.1)
+    assert curve[1] == pytest.approx(50, abs=0.1)
     assert window.complaints() == []

@@ -138,11 +138,14 @@ def test_what_was_written_after_the_checkpoint_is_taken_back(run: Folders) -> No
 
 
 def test_curves_of_a_run_that_begins_again_begin_again(run: Folders) -> None:
-    (run.output / "tensorboard").mkdir()
+    for name in ("tensorboard", "mlflow"):
+        (run.output / name).mkdir()
     take_back(run, 4)
     assert (run.output / "tensorboard").exists()
+    assert (run.output / "mlflow").exists()
     take_back(run, 0)
     assert not (run.output / "tensorboard").exists()
+    assert not (run.output / "mlflow").exists()
     assert history(run.output) == [], "step 0 is measured again, too"
 
 

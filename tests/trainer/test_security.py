@@ -25,6 +25,9 @@ from trainer.workers.verifier import VerifierWorker
 
 CANARIES = {
     "WANDB_API_KEY": "0badc0ffee" * 4,
+    "MLFLOW_TRACKING_TOKEN": "mlflowCanary",
+    "MLFLOW_TRACKING_PASSWORD": "mlflowPasswordCanary",
+    "MLFLOW_TRACKING_URI": "https://me:canaryInAnAddress@example.org",
     "HF_TOKEN": "hf_CanaryThatMustNotTravel",
     "HUGGING_FACE_HUB_TOKEN": "hf_AnotherCanary",
 }

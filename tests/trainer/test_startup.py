@@ -17,7 +17,7 @@ from trainer import cluster, startup
 from trainer.config.compose import PROJECT, resolve
 from trainer.errors import BAD_INPUT
 from trainer.garbage import uncollected
-from trainer.inputs import placement_of
+from trainer.placement import placement_of
 from trainer.startup import ray_settings, surely_wanted, worker_environment
 
 CHAIN = PROJECT / "datasets" / "chain"

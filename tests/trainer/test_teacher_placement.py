@@ -14,12 +14,14 @@ from torch import Tensor
 
 from tests.trainer.loss_cases import DISTILL, B, Bigram, Table, V, batch, sample
 from trainer import assemble, cluster
-from trainer.assemble import Placement, start_workers
+from trainer.assemble import start_workers
 from trainer.config.compose import resolve
 from trainer.config.schema import Config
-from trainer.inputs import breadth_faults, distance_faults, placement_of
+from trainer.inputs import breadth_faults
 from trainer.meters import Meter, merged
 from trainer.objectives import LossSettings
+from trainer.placement import Placement, distance_faults, placement_of
+from trainer.workers.gauging import note_bare
 from trainer.workers.policy import PolicyWorker
 from trainer.workers.teacher import DistantTeacher, Question, TeacherWorker
 from trainer.workers.views import TeacherSettings
@@ -83,6 +85,9 @@ def compare(beside: Student, elsewhere: Student) -> None:
     assert beside.loss_sum == pytest.approx(elsewhere.loss_sum, rel=1e-6)
     assert beside.student.table.grad.norm() > 0
     torch.testing.assert_close(elsewhere.student.table.grad, beside.student.table.grad, rtol=1e-6, atol=1e-7)
+    assert {"teacher", "gap"} <= beside.noted.keys() == elsewhere.noted.keys()
+    for name, values in beside.noted.items():
+        assert elsewhere.noted[name] == pytest.approx(values, rel=1e-5), name
     assert elsewhere.tokens_forwarded == beside.tokens_forwarded > 0
 
 
@@ -104,6 +109,17 @@ def test_sampled_tokens_cost_the_same_wherever_the_teacher_is(rows: int) -> None
     beside, elsewhere = (Student("sampled token", rows, away) for away in (False, True))
     compare(beside, elsewhere)
     assert {question.asked.shape[-1] + question.own for question in elsewhere.other.questions} == {1}
+
+
+@pytest.mark.parametrize("name", ["divergence", "sampled token"])
+def test_what_it_says_without_context_is_the_same_wherever_the_teacher_is(name: str) -> None:
+    parts = [[sample(index, batch()) for index in rows] for rows in ((0, 3), (), (1,))]
+    meters = [Meter(), Meter()]
+    for meter, away in zip(meters, (False, True), strict=True):
+        note_bare(meter, parts, Student(name, V - 2, away).views)
+    beside, elsewhere = (meter.rollouts["bare"] for meter in meters)
+    assert set(beside) == {0, 1, 3}
+    assert elsewhere == pytest.approx(beside, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +195,7 @@ def test_teachers_take_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (placement.ranks, placement.teachers) == (2, 2)
     assert faults_of("ts_sdpo", *two) == []
     [fault] = faults_of("ts_sdpo", *two, "trainer.n_gpus_per_node=3")
-    assert "3 actor processes and 2 of the teacher need as many GPUs, and 4 are visible" in fault
+    assert "3 processes of actor and sampler and 2 of the teacher need as many GPUs, and 4 are visible" in fault
     assert placement_of(resolve("ts_sdpo", ["trainer.device=cuda"], {}).config).ranks == 4
     assert placement_of(resolve("ts_sdpo", ["trainer.device=cuda"], {}).config).teachers == 0
 

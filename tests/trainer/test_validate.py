@@ -13,7 +13,7 @@ from mopd.metrics import best_at_k_bootstrap
 from mopd.types import Group, Outcome
 from tests.mopd.groups import RIGHT, UNKNOWN, WRONG, group_of
 from trainer.prompts import PromptSet
-from trainer.services import Asked
+from trainer.sampling import Asked
 from trainer.validate import VALIDATION_PHASE, Validator, scores
 from trainer.workers.sampler_types import SamplingSettings
 

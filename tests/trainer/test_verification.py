@@ -27,7 +27,7 @@ from tests.mopd.groups import PROMPT, group_of
 from tests.trainer.fragile import RIGHT, WRONG, Decoder, Fragile, Stillborn
 from trainer import cluster
 from trainer.assemble import worker_environment
-from trainer.services import Asked, StandingSampling
+from trainer.sampling import Asked, StandingSampling
 from trainer.verification import MAX_ATTEMPTS, MAX_FAILED_STARTS, MOST_TOGETHER, Verification
 from trainer.workers.sampler_types import SamplingSettings
 from trainer.workers.verifier import HAND_BACK_S, VerifierWorker
@@ -266,7 +266,7 @@ def test_a_sampler_that_gives_nothing_more_ends_in_a_message(verification: Verif
     sampling.deadline_s, sampling.version = 1.0, 5
     with pytest.raises(cluster.DeadlineError, match=r"sampling rollouts: no answer within trainer.deadline_s=1 s"):
         sampling.sample([Asked("stuck", PROMPT, np.zeros(1, dtype=np.int32))], 4, SamplingSettings(1.0, 1.0, 16), [1])
-    cluster.kill(sampling.worker)
+    cluster.kill(sampling.slots[0].worker)
 
 
 def test_the_queue_is_shared_out_in_parts(verification: Verification) -> None:

@@ -74,6 +74,7 @@ class Work:
     """Of a step, on one rank."""
     prefix_caching: bool
     recompute: bool
+    samplers: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,16 @@ def kv_bytes_per_token(model: Architecture, element: int) -> float:
 
 
 def decode_seconds(model: Architecture, work: Work, site: Site) -> tuple[float, int]:
-    """Seconds of drawing all rollouts on the one sampler, and how many it draws at once.
+    """Seconds of drawing all rollouts, dealt to the samplers, and how many each draws at once.
 
     Every token reads all weights once for the whole batch, and each sequence's own keys and values.
     """
     per_token = kv_bytes_per_token(model, site.element)
     own = work.response + (work.prompt * work.prompts / work.rollouts if work.prefix_caching else work.prompt)
-    at_once = max(1, min(work.rollouts, int(site.kv_bytes / (per_token * max(own, 1.0)))))
-    waves = math.ceil(work.rollouts / at_once)
-    live = work.rollouts / waves
+    share = math.ceil(work.rollouts / work.samplers)
+    at_once = max(1, min(share, int(site.kv_bytes / (per_token * max(own, 1.0)))))
+    waves = math.ceil(share / at_once)
+    live = share / waves
     context = work.prompt + work.response / 2
     moved = site.element * (model.matrices + model.hidden * model.vocabulary) + live * context * per_token
     operations = forward_flops(model, live, 2 * context, live)
@@ -126,7 +128,8 @@ def seconds_of(
     computing = site.device.flops * site.device.compute_share
     decode, at_once = decode_seconds(model, work, site)
     read = (work.prompts if work.prefix_caching else work.rollouts) * work.prompt
-    phases = {"sample: prefill": forward_flops(model, read, work.prompt, 0) / computing, "sample: decode": decode}
+    prefill = forward_flops(model, read, work.prompt, 0) / computing / work.samplers
+    phases = {"sample: prefill": prefill, "sample: decode": decode}
     scored, computing = work.epochs * work.rollouts * work.response, computing * site.ranks
     if work.teacher_forwards and teacher is not None:
         length = work.teacher_prompt + work.response

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trainer.assemble import Placement
 from trainer.config.schema import Config
+from trainer.placement import Placement
 from trainer.planning.architecture import Architecture
 from trainer.planning.budget import Contexts, Spread
 from trainer.planning.costs import GIB, Device, Site, Work, kv_bytes_per_token, seconds_of
-from trainer.planning.memory import ActorPlan, MicroBatch, memory_of, staged, total
+from trainer.planning.memory import ActorPlan, Away, MicroBatch, memory_of, offloaded, staged, total, while_sampling
 from trainer.planning.rollouts import Lengths, PackingPlan, is_packed
 from trainer.planning.vocabulary import FP32, forward_bytes
 from trainer.settings import horizon_of, loss_settings, method_settings, teacher_forwards, teacher_settings
@@ -64,6 +64,17 @@ class Cost:
     sampled_tokens: int
     at_once: int
     """Rollouts that the sampler draws at once."""
+    overlap: bool = False
+    """Whether the sampler draws while the actor learns."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        if not self.overlap:
+            return sum(self.seconds.values())
+        sampling = sum(value for phase, value in self.seconds.items() if phase.startswith("sample"))
+        learning = sum(value for phase, value in self.seconds.items() if phase.startswith("learn"))
+        return sum(self.seconds.values()) - min(sampling, learning)
 
 
 def longest_response(config: Config) -> int:
@@ -111,9 +122,21 @@ def actor_plans(config: Config, placement: Placement, models: Models, prompt: Sp
             fused=loss.head == "fused",
             eager=model.attn_implementation == "eager",
             micro_batch=batch,
+            away=parts_away(config),
         )
         for batch in worst_micro_batches(config, prompt, placement)
     ]
+
+
+def parts_away(config: Config) -> frozenset[Away]:
+    """What an actor rank keeps in the host's memory while it is not needed."""
+    fsdp, beside = config.actor_rollout_ref.actor.fsdp_config, config.actor_rollout_ref.ref.fsdp_config
+    asked: dict[Away, bool] = {
+        "weights (fp32)": fsdp.param_offload,
+        "optimiser": fsdp.optimizer_offload,
+        "teacher beside": beside.param_offload,
+    }
+    return frozenset(name for name, away in asked.items() if away)
 
 
 def checkpoint_bytes(config: Config, plan: ActorPlan) -> tuple[float, float]:
@@ -146,11 +169,14 @@ def holders(config: Config, placement: Placement, models: Models, prompt: Spread
     beside = actor.get("teacher beside", 0.0)
     loading = {"whole model (fp32)": FP32 * models.student.parameters + beside, "CUDA context": CONTEXT}
     parts = {**actor, "allocator's slack": SLACK * total(actor), "CUDA context": CONTEXT}
-    found = [
-        Holder("sampler (on GPU 0)", sampler, taken),
-        Holder("actor rank 0 (on GPU 0)", parts, device.memory - taken),
-        Holder("rank 0 while loading", loading, device.memory - taken),
-    ]
+    found = [Holder("sampler (on GPU 0)", sampler, taken)]
+    if config.actor_rollout_ref.rollout.free_cache_engine:
+        idle = {**while_sampling(plans[0]), "CUDA context": CONTEXT}
+        found.append(Holder("actor rank 0, sampler asleep", parts, device.memory - CONTEXT))
+        found.append(Holder("actor rank 0 while sampling", idle, device.memory - taken))
+    else:
+        found.append(Holder("actor rank 0 (on GPU 0)", parts, device.memory - taken))
+    found.append(Holder("rank 0 while loading", loading, device.memory - taken))
     if placement.ranks > 1:
         found.append(Holder(f"actor, each of {placement.ranks - 1} more", parts, device.memory))
     if placement.teachers:
@@ -207,12 +233,14 @@ def cost_of(
         micro_batches=plan.micro_batches,
         prefix_caching=config.actor_rollout_ref.rollout.enable_prefix_caching,
         recompute=config.actor_rollout_ref.model.enable_gradient_checkpointing,
+        samplers=config.actor_rollout_ref.rollout.n_samplers,
     )
     element = 2 if placement.device == "cuda" else FP32
     site = Site(device, placement.ranks, element, cache_bytes(config, placement, models, device))
     teacher = models.teacher if work.teacher_forwards else None
     seconds, at_once = seconds_of(models.student, teacher, work, site)
-    return Cost(lengths.response, seconds, plan.rollouts * lengths.response, at_once)
+    sampled = plan.rollouts * lengths.response
+    return Cost(lengths.response, seconds, sampled, at_once, config.trainer.overlap)
 
 
 def misfits(config: Config, placement: Placement, models: Models, found: Sequence[Holder], device: Device) -> list[str]:
@@ -245,7 +273,10 @@ def remedy(holder: Holder, config: Config, placement: Placement) -> str:
     more = "or take more devices (N_GPUS_PER_NODE)"
     if "loading" in holder.name:
         return f"{shared}: every rank loads the whole model before it is sharded"
-    hints = [shared] if "rank 0" in holder.name else []
+    if "while sampling" in holder.name:
+        return f"{shared}, or set actor_rollout_ref.actor.fsdp_config.param_offload and optimizer_offload to true"
+    asleep = "set actor_rollout_ref.rollout.free_cache_engine=true (the sampler then sleeps while the actor learns)"
+    hints = [shared, asleep] if "rank 0 (" in holder.name else []
     model, parts = config.actor_rollout_ref.model, holder.parts
     shares = [parts.get(name, 0) / holder.total for name in ("logits and divergence", "activations")]
     if shares[0] > LARGE_SHARE and not model.use_fused_kernels:
@@ -265,12 +296,15 @@ def host_notes(config: Config, placement: Placement, models: Models, prompt: Spr
     if placement.device == "cpu":
         return []
     ranks, each = placement.ranks, FP32 * max(models.student.parameters, models.teacher.parameters) / GIB
-    shards, first = checkpoint_bytes(config, actor_plans(config, placement, models, prompt)[0])
+    plan = actor_plans(config, placement, models, prompt)[0]
+    shards, first = checkpoint_bytes(config, plan)
     notes = [
         f"host memory: {each:.1f} GiB in each of {ranks} actor processes while models load, {ranks * each:.0f} together"
     ]
     written = ((ranks - 1) * shards + first) / GIB
     notes.append(f"host memory: {written:.0f} GiB in all actor processes while a checkpoint is written")
+    if away := ranks * offloaded(plan) / GIB:
+        notes.append(f"host memory: {away:.0f} GiB in all actor processes for what is not on the GPUs between phases")
     return notes
 
 

@@ -8,11 +8,15 @@ one by one, the rest from forward to backward).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mopd.methods import Method
 from trainer.parts import PROVED_ROLLOUTS, PROVED_TOKENS
 from trainer.planning.architecture import Architecture
 from trainer.planning.vocabulary import FP32, Way, backward_bytes, forward_bytes
+
+Away = Literal["weights (fp32)", "optimiser", "teacher beside"]
+"""Parts of a rank that may lie in the host's memory between phases."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class ActorPlan:
     eager: bool
     """Attention that keeps its [L, L] weights."""
     micro_batch: MicroBatch
+    away: frozenset[Away] = frozenset()
+    """What lies in the host's memory, and not on the GPU, while it is not needed."""
 
     @property
     def element(self) -> int:
@@ -113,10 +119,33 @@ def memory_of(plan: ActorPlan) -> dict[str, float]:
     Parts of the other moments do not appear. A checkpoint that is being written comes on top: see `staged`.
     """
     steady = steady_parts(plan)
-    update = (loss_moment(plan), head_moment(plan), layer_moment(plan), root_moment(plan), optimizer_moment(plan))
-    moments = [{**steady, **moment} for moment in (*update, publish_moment(plan), proof_moment(plan))]
+    learning = (loss_moment(plan), head_moment(plan), layer_moment(plan), root_moment(plan))
+    published = (publish_moment(plan), proof_moment(plan))
+    moments = [
+        *({**without(plan, steady, "optimiser"), **moment} for moment in learning),
+        {**steady, **optimizer_moment(plan)},
+        *({**without(plan, steady, "optimiser", "teacher beside"), **moment} for moment in published),
+    ]
     peak: dict[str, float] = max(moments, key=total)
     return peak
+
+
+def while_sampling(plan: ActorPlan) -> dict[str, float]:
+    """Bytes by part that a rank keeps on its device while rollouts are drawn."""
+    steady = without(plan, steady_parts(plan), "weights (fp32)", "optimiser", "teacher beside")
+    return {**steady, "gradients": 0.0}
+
+
+def without(plan: ActorPlan, parts: dict[str, float], *idle: Away) -> dict[str, float]:
+    """The parts that are on the device while those of `idle` are not needed."""
+    gone = plan.away.intersection(idle) if plan.on_gpu else frozenset()
+    return {name: size for name, size in parts.items() if name not in gone}
+
+
+def offloaded(plan: ActorPlan) -> float:
+    """Bytes of the host's memory that a rank takes for what is away; on a GPU."""
+    steady = steady_parts(plan)
+    return sum(steady.get(name, 0.0) for name in plan.away) if plan.on_gpu else 0.0
 
 
 def total(parts: dict[str, float]) -> float:

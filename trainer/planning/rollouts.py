@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mopd.types import IntArray, TokenStreams
-from trainer.assemble import Placement, packing_of
+from trainer.assemble import packing_of
 from trainer.attention import PACKED
 from trainer.config.schema import Config
 from trainer.packing import MiniBatch, Sample, plan_mini_batch
+from trainer.placement import Placement
 from trainer.planning.budget import Spread
 from trainer.settings import loss_settings, teacher_forwards
 

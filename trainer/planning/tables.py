@@ -142,7 +142,7 @@ def cost_table(plan: Plan) -> Table:
         values = [(one.seconds[phase], most) for one, most in zip(plan.costs, largest, strict=True)]
         table.add_row(phase, *[Text(f"{value:,.2f}", "bold" if value == most else "") for value, most in values])
     table.add_section()
-    table.add_row("the step", *[f"{sum(one.seconds.values()):,.1f}" for one in plan.costs])
+    table.add_row("the step", *[f"{one.total:,.1f}" for one in plan.costs])
     dominant = [max(one.seconds, key=lambda phase, one=one: one.seconds[phase]) for one in plan.costs]  # type: ignore[misc]
     table.add_row("most of it", *dominant)
     table.add_row("tokens sampled", *[f"{one.sampled_tokens:,}" for one in plan.costs])

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mopd.fused_logits import GROUP, LOGITS_AT_HAND, TILES
+from mopd.fused_kernels import GROUP
+from mopd.fused_logits import LOGITS_AT_HAND, TILES
 from mopd.methods import Signal
 
 FP32, INT32, INT64 = 4, 4, 8

@@ -28,7 +28,7 @@ FIELDS: Mapping[str, Sequence[str]] = {
 TEXTS = "texts of the tokens"
 HEADLINES = ("actor/loss", "actor/grad_norm", "self_distillation/divergence")
 """Metrics that have a row of their own whether they differ or not."""
-NOISE = ("rollout_corr/", "actor/ppo_kl")
+NOISE = ("rollout_corr/", "actor/ppo_kl", "gauges/gap/", "gauges/context_gain/")
 """Metrics that are differences of nearly equal log-probs; what can be asked of them is a share of a log-prob."""
 DIGITS = 2e-6
 """By how much two divergences may differ that are written with six decimals."""

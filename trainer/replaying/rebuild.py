@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from mopd.types import FloatArray, Group, Rollout, Segment
+from mopd.types import Group, Rollout, Segment
 from trainer.assemble import build_parts, context_builder, custom_reward, packing_of
 from trainer.checkpoint import Checkpoint
 from trainer.config.schema import Config
@@ -24,9 +24,11 @@ from trainer.inputs import MODEL_KEY, TEACHER_KEY, load_renderers, model_faults,
 from trainer.packing import Sample
 from trainer.parts import Learned, Parts
 from trainer.prompts import load
+from trainer.recorded import Recorded
 from trainer.replaying.records import Line, PastRun, PastStep, outcome_of
+from trainer.sampling import Asked
 from trainer.schedule import Schedule
-from trainer.services import Asked, Policy
+from trainer.services import Policy
 from trainer.settings import loss_settings, optim_settings, teacher_forwards, teacher_settings
 from trainer.tracking import Journal
 from trainer.workers.policy import PolicyWorker
@@ -36,13 +38,13 @@ class LocalPolicy(Policy):
     """The actor as a single rank in this process."""
 
     def begin(
-        self, samples: Sequence[Sample], step: int, record: frozenset[int]
-    ) -> Callable[[], tuple[dict[str, float], dict[int, FloatArray]]]:
-        """One training step, done at once; metrics and the divergences asked for."""
+        self, samples: Sequence[Sample], step: int, record: frozenset[int], taught: Mapping[int, Any] | None = None
+    ) -> Callable[[], tuple[dict[str, float], dict[int, Recorded]]]:
+        """One training step, done at once; metrics, and what is kept of `record`."""
         starts = range(0, len(samples), self.mini_batch_rollouts)
         [plans] = zip(*[self.plan(samples[start : start + self.mini_batch_rollouts]) for start in starts], strict=True)
         update = self.workers[0].update(list(plans) * self.epochs, step, record)
-        return lambda: (self.metrics([update], samples, step), update.divergences)
+        return lambda: (self.metrics([update], samples, step), update.recorded)
 
 
 class NoVerification:
@@ -104,7 +106,7 @@ def rebuild(run: PastRun, past: PastStep) -> Rebuilt:
         stopper=absent,
     )
     # Published orders depend on how many ranks the run had.
-    parts = replace(parts, contexts=context_builder(config, renderers, past.ranks))
+    parts = replace(parts, contexts=context_builder(config, renderers, past.ranks), early=None)
     groups = groups_of(past, {item.uid: item for item in occurrences(parts, past.step)})
     try:
         return Rebuilt(parts, groups, parts.contexts.build(groups, past.step))
@@ -185,7 +187,7 @@ def learn_again(past: PastStep, rebuilt: Rebuilt, before: Checkpoint | None, dev
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 worker.restore(str(before.folder))
         parts = replace(rebuilt.parts, policy=local_policy(past.config, [worker]))
-        return parts.learn(rebuilt.groups, rebuilt.contexts, past.step)
+        return parts.begin(rebuilt.groups, rebuilt.contexts, past.step)()
 
 
 @contextmanager

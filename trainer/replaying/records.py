@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,6 +18,7 @@ from trainer import checkpoint
 from trainer.config.compose import explained, read_yaml
 from trainer.config.schema import Config
 from trainer.errors import BadInputError
+from trainer.recorded import Likeliest, Side, recorded_in
 from trainer.resume import METHOD_LINE, history
 from trainer.tracking import Folders
 
@@ -61,6 +62,8 @@ class Tokens:
     """[T] each."""
     logprobs: tuple[FloatArray, ...]
     """[T] each, the sampler's."""
+    likeliest: Mapping[int, Mapping[Side, Likeliest]] = field(default_factory=dict)
+    """Of the recorded rollouts, by index."""
 
 
 @dataclass(frozen=True)
@@ -212,13 +215,14 @@ def read_tokens(file: Path, lines: Sequence[Line]) -> Tokens | None:
     try:
         with np.load(file) as arrays:
             lengths, token_ids, logprobs = (arrays[name] for name in ("lengths", "token_ids", "sampler_logprobs"))
+            likeliest = recorded_in(arrays)
         ends = np.cumsum(lengths)[:-1]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
         raise BadInputError([f"{file}: cannot be read ({type(error).__name__}: {error!s:.80})"]) from None
     if len(lengths) != len(lines) or not sum(lengths) == len(token_ids) == len(logprobs):
         many = f"the tokens of {len(lengths)} rollouts, and {file.with_suffix('.jsonl').name} has {len(lines)} lines"
         raise BadInputError([f"{file}: has {many}; one of the two was changed"])
-    return Tokens(tuple(np.split(token_ids, ends)), tuple(np.split(logprobs, ends)))
+    return Tokens(tuple(np.split(token_ids, ends)), tuple(np.split(logprobs, ends)), likeliest)
 
 
 def outcome_of(line: Line) -> Outcome:

@@ -17,6 +17,7 @@ import numpy as np
 from mopd.types import IntArray
 from trainer.errors import BadInputError
 from trainer.replaying.records import Line, Tokens, checked, read_tokens
+from trainer.reporting.likeliest import lists_of
 
 SNIPPET = 120
 """Characters of a text that the list shows."""
@@ -39,7 +40,11 @@ class ShownGroup:
     head: Mapping[str, Any]
     """What the list shows of it."""
     packed: str
-    """Everything else: JSON, deflated, in base64."""
+    """Everything else but what is told token by token: JSON, deflated, in base64."""
+    tokens: str
+    """The recorded rollouts by token, likewise; empty where there are none."""
+    likeliest: str
+    """The likeliest tokens at each, likewise."""
     divergences: tuple[float, ...]
     """Of all its tokens that have one."""
 
@@ -149,12 +154,15 @@ class Picker:
 
     def tokens_of(self, entry: StepFile, lines: Sequence[Line]) -> Tokens | None:
         """The tokens of the group just read; None where it needs none, or where the run did not keep them."""
-        if not any("divergence" in line for line in lines):
-            return None
         if entry.step not in self.tokens:
             self.tokens[entry.step] = self.read_tokens(entry)
-        of_step, part = self.tokens[entry.step], slice(entry.count - len(lines), entry.count)
-        return None if of_step is None else Tokens(of_step.token_ids[part], of_step.logprobs[part])
+        of_step, start = self.tokens[entry.step], entry.count - len(lines)
+        if of_step is None:
+            return None
+        part = slice(start, entry.count)
+        lists = {index - start: one for index, one in of_step.likeliest.items() if start <= index < entry.count}
+        recorded = lists or any("divergence" in line for line in lines)
+        return Tokens(of_step.token_ids[part], of_step.logprobs[part], lists) if recorded else None
 
     def read_tokens(self, entry: StepFile) -> Tokens | None:
         """The tokens of a step."""
@@ -171,27 +179,30 @@ def shown(step: int, lines: Sequence[Line], tokens: Tokens | None, pieces: Piece
     """One group, packed."""
     first = lines[0]
     names = {str(line["rollout_id"]): index for index, line in enumerate(lines)}
-    rollouts = []
-    for index, line in enumerate(lines):
-        rollout = details(line, lines, names)
-        if tokens is not None and "divergence" in line:
-            rollout |= by_token(line, tokens, index, pieces)
-        rollouts.append(rollout)
+    rollouts = [details(line, lines, names) for line in lines]
+    told = [{} if tokens is None else by_token(line, tokens, index, pieces) for index, line in enumerate(lines)]
     head = {
         "step": step,
         "uid": text(first["uid"]),
         "row": text(first.get("prompt_id")),
         "source": text(first.get("data_source")),
         "prompt": snippet(text(first.get("input"))),
-        "rollouts": [listed(line) for line in lines],
+        "rollouts": [listed(line, bool(one)) for line, one in zip(lines, told, strict=True)],
     }
     body = {"input": text(first.get("input")), "truth": text(first.get("gts")), "rollouts": rollouts}
-    measured = [value for rollout in rollouts for value in rollout.get("divergence", ()) if value is not None]
-    return ShownGroup(head, packed(body), tuple(measured))
+    measured = [value for one in told for value in one.get("divergence", ()) if value is not None]
+    lists = None if tokens is None else lists_of(tokens, pieces)
+    return ShownGroup(
+        head,
+        packed(body),
+        packed(told) if any(told) else "",
+        "" if lists is None else packed(lists),
+        tuple(measured),
+    )
 
 
-def listed(line: Line) -> dict[str, Any]:
-    """What the list shows of a rollout."""
+def listed(line: Line, recorded: bool) -> dict[str, Any]:
+    """What the list shows of a rollout; `recorded`: whether something is known of each of its tokens."""
     status = line["status"] if line["status"] in STATUSES else "unknown"
     score = line["score"]
     return {
@@ -199,7 +210,7 @@ def listed(line: Line) -> dict[str, Any]:
         "status": status,
         "score": score if score is not None and math.isfinite(score) else None,
         "length": line["response_length"],
-        "recorded": "divergence" in line,
+        "recorded": recorded,
         "text": snippet(line["output"]),
     }
 
@@ -259,20 +270,25 @@ def parts_of(
 
 
 def by_token(line: Line, tokens: Tokens, index: int, pieces: Pieces | None) -> dict[str, Any]:
-    """Divergence, sampler's probability and text of every token, as far as they are known and of one length."""
-    values, token_ids = line["divergence"], tokens.token_ids[index]
-    if not isinstance(values, list) or len(values) != len(token_ids):
-        return {}
-    told = [value if isinstance(value, int | float) and math.isfinite(value) else None for value in values]
-    chances = np.exp(np.asarray(tokens.logprobs[index], dtype=np.float64))
-    return {
-        "divergence": told,
-        "chance": [float(f"{chance:.3g}") if math.isfinite(chance) else None for chance in chances],
-        "pieces": None if pieces is None else pieces(token_ids),
-    }
+    """Divergence, sampler's probability and text of every token, as far as they are known and of one length.
+
+    Nothing where neither divergence nor likeliest tokens were recorded.
+    """
+    values, token_ids = line.get("divergence"), tokens.token_ids[index]
+    found: dict[str, Any] = {}
+    if isinstance(values, list) and len(values) == len(token_ids):
+        told = [value if isinstance(value, int | float) and math.isfinite(value) else None for value in values]
+        found["divergence"] = told
+    if index in tokens.likeliest:
+        found["likeliest"] = True
+    if found:
+        chances = np.exp(np.asarray(tokens.logprobs[index], dtype=np.float64))
+        found["chance"] = [float(f"{chance:.3g}") if math.isfinite(chance) else None for chance in chances]
+        found["pieces"] = None if pieces is None else pieces(token_ids)
+    return found
 
 
-def packed(body: Mapping[str, Any]) -> str:
+def packed(body: Any) -> str:
     """JSON, deflated, in base64: a tenth of its size, and nothing in it can be taken for markup."""
     return base64.b64encode(zlib.compress(json.dumps(body, separators=(",", ":")).encode("ascii"), 6)).decode("ascii")
 

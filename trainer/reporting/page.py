@@ -10,14 +10,14 @@ from typing import Any
 
 TEMPLATE = Path(__file__).parent / "template"
 STYLE = "style.css"
-SCRIPTS = ("base.js", "curves.js", "tables.js", "list.js", "group.js", "main.js")
+SCRIPTS = ("base.js", "curves.js", "tables.js", "list.js", "tokens.js", "group.js", "main.js")
 """In the order in which they are joined into one."""
 FORBIDDEN = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 """What could end a script element or begin a comment, as JSON writes it otherwise."""
 
 
 def page(data: Any, groups: Any, title: str) -> str:
-    """The page. `data` is read at once; `groups`, a list of packed texts, one by one when they are opened.
+    """The page. `data` is read at once; `groups`, each a few packed texts, one by one when they are opened.
 
     The policy in its head lets the browser run this one script and this one style by their hashes, and load nothing.
     """

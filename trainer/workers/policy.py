@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from mopd.importance import mismatch
 from mopd.teacher import ema_
 from mopd.types import FloatArray, IntArray
-from trainer import failpoints, fsdp
+from trainer import failpoints, fsdp, weights
 from trainer.accounting import Account, Tally, pass_over
 from trainer.attention import PACKED
 from trainer.forward import ResponseScorer, padded, step_rows
@@ -27,10 +27,13 @@ from trainer.layout import TokenBatch, batch_of
 from trainer.meters import Meter, record_mismatch
 from trainer.objectives import LossSettings, Targets, contribution
 from trainer.packing import MiniBatch, Sample, loss_mask
+from trainer.recorded import Recorded
 from trainer.rendezvous import open_store
 from trainer.scores import HEADS, States
 from trainer.weights import LINKS, Link, Transfer, responses_of
+from trainer.workers.gauging import note_bare, note_scores
 from trainer.workers.offload import Offload, optimizer_tensors
+from trainer.workers.recording import likeliest_of, recorded_of, recorded_rows
 from trainer.workers.state import Saving, StateKeeper
 from trainer.workers.teacher import DistantTeacher
 from trainer.workers.views import TeacherSettings, Views, chosen_of
@@ -65,8 +68,8 @@ class Update:
     """Of each optimiser step, over all ranks, before clipping."""
     skipped: int
     """Optimiser steps not taken because the gradient was not finite."""
-    divergences: dict[int, FloatArray]
-    """Per-token divergence [T] of the rollouts asked for, by index."""
+    recorded: dict[int, Recorded]
+    """Of the rollouts asked for, by index."""
     tally: Tally
     """What was forwarded, and how long each phase took."""
     seconds: float
@@ -90,10 +93,12 @@ class PolicyWorker:
         seed: int,
         deadline_s: float,
         distant: DistantTeacher | None = None,
+        student_offload: bool = False,
         optimizer_offload: bool = False,
         teacher_offload: bool = False,
     ) -> None:
-        self.optimizer_offload, self.teacher_offload = optimizer_offload, teacher_offload
+        self.student_offload, self.optimizer_offload = student_offload, optimizer_offload
+        self.teacher_offload = teacher_offload
         self.distant = distant
         self.rank, self.ranks, self.deadline_s = rank, ranks, deadline_s
         self.device = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
@@ -102,7 +107,8 @@ class PolicyWorker:
         self.gradient_checkpointing = gradient_checkpointing
         self.loss, self.optim, self.teaching = loss, optim, teacher
         self.step = 0
-        self.link: Link | None = None
+        self.links: dict[int, Link] = {}
+        """By the sampler's number; on rank 0."""
         torch.manual_seed(seed)
 
     def rendezvous(self) -> tuple[str, int]:
@@ -142,33 +148,47 @@ class PolicyWorker:
             weight_decay=self.optim.weight_decay,
         )
         models = (self.student, self.teacher, self.distant)
-        self.views = Views(*models, self.loss, self.teaching, self.device, self.packed, Account(self.device))
+        account = Account(self.device)
+        self.views = Views(
+            *models, self.loss, self.teaching, self.device, self.packed, account, deadline_s=self.deadline_s
+        )
         self.away_between_steps = Offload(self.device, lambda: optimizer_tensors(self.optimizer))
+        self.away_while_sampling = Offload(self.device, lambda: fsdp.shards(self.student))
         self.away_between_updates = Offload(self.device, lambda: fsdp.shards(self.teacher or nn.Module()))
         self.keeper = StateKeeper(self.rank, self.ranks, self.deadline_s)
         parameters = sum(parameter.numel() for parameter in self.student.parameters())
         return {"torch": torch.__version__, "parameters": parameters}
 
-    def connect(self, sampler: Any, transfer: Transfer) -> None:
-        """Opens rank 0's way to a sampler; an earlier way is given up."""
-        self.link = None if self.rank else LINKS[transfer.backend](sampler, transfer)
+    def connect(self, number: int, sampler: Any, transfer: Transfer) -> None:
+        """Opens rank 0's way to a sampler; an earlier way to one of this number is given up."""
+        if not self.rank:
+            self.links[number] = LINKS[transfer.backend](sampler, transfer)
 
-    def publish(self, version: int, sequences: Sequence[IntArray]) -> tuple[list[FloatArray], list[FloatArray]]:
-        """Gives the sampler the student's weights as `version`; ours and the sampler's log-probs of `sequences`.
+    def publish(
+        self, version: int, sequences: Sequence[IntArray], numbers: Sequence[int]
+    ) -> tuple[list[FloatArray], list[list[FloatArray]]]:
+        """Gives samplers the student's weights as `version`; ours and each one's log-probs of `sequences`.
 
         A collective: all ranks call it. What matters is rank 0's answer.
         """
-        weights = fsdp.full_weights(self.student)
+        with self.student_here():
+            return self.publish_here(version, sequences, [self.links[number] for number in numbers if not self.rank])
+
+    def publish_here(
+        self, version: int, sequences: Sequence[IntArray], links: Sequence[Link]
+    ) -> tuple[list[FloatArray], list[list[FloatArray]]]:
+        """As `publish`, of a student that is on the device."""
+        gathered = fsdp.full_weights(self.student)
         try:
-            if self.link is not None:
+            if links:
                 numels = [parameter.numel() for parameter in self.student.model.parameters()]
-                self.link.publish(weights, numels, version, sequences)
+                weights.publish(links, gathered, numels, version, sequences)
         finally:
-            # Gathering and scoring are collectives: whatever became of the sampler, every rank goes through both.
-            for _ in weights:
+            # Gathering and scoring are collectives: whatever became of the samplers, every rank goes through both.
+            for _ in gathered:
                 pass
             ours = self.logprobs(sequences)
-        return ours, [] if self.link is None else self.link.answers()
+        return ours, [link.answers() for link in links]
 
     def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         """The student's log-probs [L - 1] of every token [L] after the first, at temperature 1."""
@@ -180,7 +200,8 @@ class PolicyWorker:
 
     def responses(self, backend: str) -> dict[str, FloatArray]:
         """How every weight answers the probe, on rank 0. A collective: all ranks call it."""
-        return responses_of(fsdp.full_weights(self.student), LINKS[backend].dtype)
+        with self.student_here():
+            return responses_of(fsdp.full_weights(self.student), LINKS[backend].dtype)
 
     @torch.no_grad()
     def score(self, batch: TokenBatch, temperature: float) -> FloatArray:
@@ -210,14 +231,36 @@ class PolicyWorker:
             yield
 
     @contextmanager
+    def student_here(self) -> Iterator[None]:
+        """Inside, the student is on the device."""
+        with self.away_while_sampling.at_hand() if self.student_offload else nullcontext():
+            yield
+
+    @contextmanager
     def teacher_here(self) -> Iterator[None]:
         """Inside, the teacher beside the student is on the device."""
         with self.away_between_updates.at_hand() if self.teacher_offload else nullcontext():
             yield
 
-    def update(self, mini_batches: Sequence[MiniBatch], step: int, record: frozenset[int]) -> Update:
-        """As `learn`, with a teacher that is brought to the device for it."""
+    def teach(self, mini_batch: MiniBatch) -> Tensor | list[Tensor]:
+        """The teacher's states [M, H] of every sample's tokens that count, on the CPU, in the order of micro-batches.
+
+        A collective: all ranks call it, with as many micro-batches. Of one sample there is no list.
+        """
         with self.teacher_here():
+            found = [states for part in mini_batch.micro_batches for states in self.views.taught(part)]
+        return found[0] if len(found) == 1 else found
+
+    def update(
+        self,
+        mini_batches: Sequence[MiniBatch],
+        step: int,
+        record: frozenset[int],
+        taught: Mapping[int, Any] | None = None,
+    ) -> Update:
+        """As `learn`, with a teacher that is brought to the device for it; `taught` as `Policy.begin` has it."""
+        self.views.known = taught
+        with self.student_here(), self.teacher_here():
             return self.learn(mini_batches, step, record)
 
     def learn(self, mini_batches: Sequence[MiniBatch], step: int, record: frozenset[int]) -> Update:
@@ -226,11 +269,11 @@ class PolicyWorker:
         With more than one mini-batch the first policy's log-probs are taken before anything changes.
         """
         started = time.perf_counter()
-        self.step, self.views.account = step, Account(self.device)
+        self.step = step
         self.loss_sum = 0.0
         meter, skipped = Meter(), 0
         norms: list[float] = []
-        divergences: dict[int, FloatArray] = {}
+        recorded: dict[int, Recorded] = {}
         old = [
             [
                 self.score_again(micro_batch) if len(mini_batches) > 1 else None
@@ -238,6 +281,7 @@ class PolicyWorker:
             ]
             for mini_batch in mini_batches
         ]
+        note_bare(meter, mini_batches[0].bare if mini_batches else (), self.views)
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.rate(step)
         for mini_batch, old_rows in zip(mini_batches, old, strict=True):
@@ -245,7 +289,7 @@ class PolicyWorker:
                 continue
             parts = zip(mini_batch.micro_batches, old_rows, mini_batch.denominators, strict=True)
             for micro_batch, rows, denominator in parts:
-                divergences |= self.accumulate(micro_batch, rows, denominator, meter, record)
+                recorded |= self.accumulate(micro_batch, rows, denominator, meter, record)
             with self.views.account.turn("optimiser"):
                 norms.append(self.take_step())
                 skipped += not np.isfinite(norms[-1])
@@ -254,9 +298,9 @@ class PolicyWorker:
         if self.teacher is not None and follows and len(norms) > skipped:
             with self.views.account.turn("optimiser"):
                 ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teaching.rate)
-        tally = self.views.account.closed()
+        tally, self.views.account = self.views.account.closed(), Account(self.device)
         seconds = time.perf_counter() - started
-        return Update(meter, self.loss_sum, tuple(norms), skipped, divergences, tally, seconds)
+        return Update(meter, self.loss_sum, tuple(norms), skipped, recorded, tally, seconds)
 
     def take_step(self) -> float:
         """One step of the optimiser, unless the gradient is not finite; the gradient's norm before clipping."""
@@ -275,14 +319,16 @@ class PolicyWorker:
         denominator: float,
         meter: Meter,
         record: frozenset[int],
-    ) -> dict[int, FloatArray]:
-        """Adds one micro-batch's gradient; returns the per-token divergences asked for."""
+    ) -> dict[int, Recorded]:
+        """Adds one micro-batch's gradient; returns what is kept of the rollouts of `record`."""
         view = self.views.lay_out(micro_batch)
         targets = self.targets_of(micro_batch, view, old_rows)
         batch = view.only(chosen_of(micro_batch, self.device))
         with ExitStack() as held:
-            student, teacher = self.views.states_of(micro_batch, batch, held)
+            rows = recorded_rows(micro_batch, record)
+            student, teacher = self.views.states_of(micro_batch, batch, held, rows)
             with self.views.account.turn("loss"):
+                likeliest = likeliest_of(rows, student, teacher, self.loss.temperature)
                 part = contribution(student, teacher, batch.tokens, targets, self.loss, denominator)
             if (self.loss.divergence.topk or len(student.weight)) < len(student.weight):
                 held.close()  # the teacher's weights have said what they have to say
@@ -291,6 +337,7 @@ class PolicyWorker:
             # FSDP averages gradients over ranks; the parts are to be added.
             with self.views.account.turn("backward"):
                 (loss * self.ranks).backward()
+        note_scores(meter, micro_batch, part, targets.mask)
         gap = (part.old_logprobs - targets.sampler_logprobs).abs()
         meter.peak("rollout_corr/logprob_max_abs_diff", gap, targets.mask)
         meter.add("rollout_corr/logprob_mean_abs_diff", gap, targets.mask)
@@ -299,20 +346,7 @@ class PolicyWorker:
         for name, values in part.measured.items():
             per_token = values.shape == targets.mask.shape
             meter.add(name, values, targets.mask if per_token else torch.ones_like(values))
-        return self.recorded(micro_batch, part.measured.get("self_distillation/divergence"), record)
-
-    def recorded(
-        self, micro_batch: Sequence[Sample], divergence: Tensor | None, record: frozenset[int]
-    ) -> dict[int, FloatArray]:
-        """Per-token divergences [T] of the rollouts asked for, by index."""
-        if divergence is None:
-            return {}
-        values = divergence.float().cpu().numpy()
-        return {
-            sample.index: values[row, : len(sample.response_ids)].copy()
-            for row, sample in enumerate(micro_batch)
-            if sample.index in record
-        }
+        return recorded_of(micro_batch, record, part.measured.get("self_distillation/divergence"), likeliest)
 
     def targets_of(
         self, micro_batch: Sequence[Sample], batch: TokenBatch, old_rows: list[FloatArray] | None
@@ -340,7 +374,7 @@ class PolicyWorker:
 
     def save(self, saving: Saving) -> None:
         """Begins to write a checkpoint; the last one is whole by then. A collective: all ranks call it."""
-        with self.optimizer_here(), self.teacher_here():
+        with self.student_here(), self.optimizer_here(), self.teacher_here():
             self.keeper.stage(saving, self.kept(), self.optimizer, self.weights(), self.student.model, self.model_path)
 
     def saved(self) -> bool:
@@ -353,7 +387,7 @@ class PolicyWorker:
 
     def restore(self, folder: str) -> None:
         """Takes student, optimiser and teacher from a checkpoint. A collective: all ranks call it."""
-        with self.optimizer_here(), self.teacher_here():
+        with self.student_here(), self.optimizer_here(), self.teacher_here():
             self.keeper.load(folder, self.kept(), self.optimizer)
 
     def kept(self) -> Mapping[str, nn.Module]:

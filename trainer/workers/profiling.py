@@ -165,17 +165,25 @@ class ProfiledPolicy(PolicyWorker):
         with self.watch.span("join"):
             return super().join(host, port)
 
-    def update(self, mini_batches: Sequence[MiniBatch], step: int, record: frozenset[int]) -> Update:
+    def update(
+        self,
+        mini_batches: Sequence[MiniBatch],
+        step: int,
+        record: frozenset[int],
+        taught: Mapping[int, Any] | None = None,
+    ) -> Update:
         """As `PolicyWorker.update`."""
         if any(span.name == "learn" for span in self.watch.spans):
             self.watch.record_operators()
         with self.watch.span("learn", step=step, rank=self.rank):
-            return super().update(mini_batches, step, record)
+            return super().update(mini_batches, step, record, taught)
 
-    def publish(self, version: int, sequences: Sequence[IntArray]) -> tuple[list[FloatArray], list[FloatArray]]:
+    def publish(
+        self, version: int, sequences: Sequence[IntArray], numbers: Sequence[int]
+    ) -> tuple[list[FloatArray], list[list[FloatArray]]]:
         """As `PolicyWorker.publish`."""
         with self.watch.span("publish", version=version):
-            return super().publish(version, sequences)
+            return super().publish(version, sequences, numbers)
 
     def save(self, saving: Saving) -> None:
         """As `PolicyWorker.save`."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from mopd.types import FloatArray, IntArray
 from trainer.garbage import uncollected
+from trainer.memory_use import Peaks, peaks
 from trainer.workers.sampler_types import Fingerprint, Request, Response, SamplingSettings
 
 CPU_BATCHED_TOKENS = 8192
@@ -33,6 +34,7 @@ class SamplerWorker:
         gpu_memory_utilization: float,
         kv_cache_mib: int,
         transfer_backend: str,
+        free_cache_engine: bool = False,
     ) -> None:
         # Here and not above: whoever only names this class need not wait for the engine's import.
         with uncollected():  # afterwards the engine collects garbage several times while it starts
@@ -52,7 +54,7 @@ class SamplerWorker:
                 "enforce_eager": True,
             }
             if on_cpu
-            else {"gpu_memory_utilization": gpu_memory_utilization}
+            else {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": free_cache_engine}
         )
         self.engine = vllm.LLM(
             model=model_path,
@@ -68,8 +70,8 @@ class SamplerWorker:
         )
         self.transfer = sampler_transfer
         self.on_cpu, self.version, self.vllm_version = on_cpu, 0, str(vllm.__version__)
-        self.whole = True
-        """False from the first bucket of a version to its last."""
+        self.whole, self.asleep = True, False
+        """False from the first bucket of a version to its last; whether weights and cache were given up."""
 
     def describe(self) -> dict[str, str]:
         """The running engine's version."""
@@ -86,7 +88,9 @@ class SamplerWorker:
             RuntimeError: an update of the weights was begun and not finished.
         """
         if not self.whole:
-            raise RuntimeError(f"the weights after version {self.version} have come in part only; nothing is sampled")
+            raise RuntimeError(
+                f"the weights after version {self.version} have not come, or in part only; nothing is sampled"
+            )
         from vllm import SamplingParams, TokensPrompt
 
         prompts = [TokensPrompt(prompt_token_ids=request.prompt_ids.tolist()) for request in requests]
@@ -115,6 +119,17 @@ class SamplerWorker:
         if finished:
             yield self.version, finished
 
+    def memory(self) -> Peaks:
+        """The most that this process held since it was last asked."""
+        return peaks("cpu" if self.on_cpu else "cuda")
+
+    def sleep(self) -> None:
+        """Gives up weights and cache on a GPU, and their memory; the next weights wake the engine."""
+        if self.on_cpu:
+            return
+        self.engine.sleep(level=2)
+        self.whole, self.asleep = False, True
+
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
         """Opens the way by which weights will come."""
         self.engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": init_info})
@@ -122,6 +137,8 @@ class SamplerWorker:
     def start_weight_update(self) -> None:
         """Makes the model wait for weights; nothing may be sampled until they are all there."""
         self.whole = False
+        if self.asleep:
+            self.engine.wake_up(tags=["weights"])
         self.engine.collective_rpc("start_weight_update")
 
     def update_weights(self, update_info: Mapping[str, Any]) -> None:
@@ -133,6 +150,9 @@ class SamplerWorker:
         self.engine.collective_rpc("finish_weight_update")
         if self.on_cpu:
             self.engine.apply_model(self.transfer.repack_tied_head)
+        if self.asleep:  # only now: while weights are taken in, the cache's memory may be lacking
+            self.engine.wake_up(tags=["kv_cache"])
+            self.asleep = False
         self.engine.reset_prefix_cache()
         self.version, self.whole = version, True
 

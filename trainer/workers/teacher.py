@@ -12,8 +12,10 @@ from mopd.support import TeacherAnswer, shares
 from trainer import cluster, fsdp
 from trainer.forward import ResponseScorer
 from trainer.layout import TokenBatch
+from trainer.memory_use import Peaks, peaks
 from trainer.objectives import LossSettings
 from trainer.scores import HEADS, HeadName, States
+from trainer.workers.recording import RecordedAnswer, likeliest_at
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Question:
     vocabulary: int
     """How many logits the student has."""
     head: HeadName
+    recorded: Tensor
+    """[R], of which of the M tokens the likeliest entries are wanted as well, aside from the loss."""
+    sampled: bool = False
+    """Whether the log-probs of the sampled tokens are wanted as well, aside from the loss."""
 
 
 class TeacherWorker:
@@ -44,14 +50,22 @@ class TeacherWorker:
         self.scorer: ResponseScorer = fsdp.whole_scorer(self.model_path, self.device, self.attn_implementation)
         return sum(parameter.numel() for parameter in self.scorer.parameters())
 
+    def memory(self) -> Peaks:
+        """The most that this process held since it was last asked."""
+        return peaks(self.device.type)
+
     @torch.no_grad()
     def answer(self, question: Question) -> TeacherAnswer:
-        """Ids (int32) and log-probs (fp32) [M, K + own] of the entries asked for, on the CPU."""
+        """Ids (int32) and log-probs (fp32) [M, K + own] of the entries asked for, and what is recorded; on the CPU."""
         states = States(self.scorer(question.batch.to(self.device)), self.scorer.head)
-        asked = question.asked.to(self.device)
+        asked, tokens = question.asked.to(self.device), question.batch.tokens.to(self.device)
+        asked = torch.cat([asked, tokens[:, None].to(asked)], dim=-1) if question.sampled else asked
         head = HEADS[question.head]
         answer = head.answer(states, asked, question.own, question.vocabulary, question.temperature)
-        return TeacherAnswer(answer.ids.int().cpu(), answer.logprobs.float().cpu())
+        answer, sampled = apart(answer, tokens) if question.sampled else (answer, None)
+        beside = likeliest_at(states, question.recorded, question.vocabulary, question.temperature)
+        likeliest = None if beside is None else TeacherAnswer(*sent(beside))
+        return RecordedAnswer(*sent(answer), likeliest, None if sampled is None else sampled.float().cpu())
 
 
 @dataclass(frozen=True)
@@ -67,14 +81,29 @@ class DistantTeacher:
         """Sends a question; the teacher works on it while the rank goes on."""
         return self.worker.answer.remote(question)
 
-    def answer(self, pending: Any, device: torch.device) -> TeacherAnswer:
+    def answer(self, pending: Any, device: torch.device) -> RecordedAnswer:
         """The answer to a question that was sent.
 
         Raises:
             WorkerError: the teacher failed, died or did not answer in time; the message names it.
         """
         [answer] = cluster.gather([pending], f"asking {self.name}", self.deadline_s)
-        return TeacherAnswer(answer.ids.to(device).long(), answer.logprobs.to(device))
+        sampled = None if answer.sampled is None else answer.sampled.to(device)
+        return RecordedAnswer(answer.ids.to(device).long(), answer.logprobs.to(device), answer.likeliest, sampled)
+
+
+def apart(answer: TeacherAnswer, tokens: Tensor) -> tuple[TeacherAnswer, Tensor]:
+    """An answer [M, K + 1] that was asked for the sampled tokens [M] as well, without them; and their log-probs."""
+    place = (answer.ids == tokens[:, None]).int().argmax(dim=-1, keepdim=True)
+    rest = torch.ones_like(answer.ids, dtype=torch.bool).scatter(-1, place, False)
+    shape = len(tokens), answer.ids.shape[1] - 1
+    others = TeacherAnswer(answer.ids[rest].view(shape), answer.logprobs[rest].view(shape))
+    return others, answer.logprobs.gather(-1, place)[:, 0]
+
+
+def sent(answer: TeacherAnswer) -> tuple[Tensor, Tensor]:
+    """Ids and log-probs as they cross over."""
+    return answer.ids.int().cpu(), answer.logprobs.float().cpu()
 
 
 def place_teachers(count: int, num_gpus: float, deadline_s: float, **arguments: Any) -> list[DistantTeacher]:
@@ -95,13 +124,16 @@ def waits_for_student(loss: LossSettings) -> bool:
 
 
 @torch.no_grad()
-def question_of(batch: TokenBatch, student: States | None, loss: LossSettings, vocabulary: int) -> Question:
+def question_of(
+    batch: TokenBatch, student: States | None, loss: LossSettings, vocabulary: int, recorded: Tensor
+) -> Question:
     """What the loss needs to know of the teacher.
 
     Args:
         batch: the tokens that count behind the teacher's prompts, on the CPU.
         student: of the same tokens; None is enough unless the question waits for the student.
         vocabulary: how many logits the student has.
+        recorded: [R], the tokens of which the teacher's likeliest entries are recorded; on the CPU.
     """
     own = 0
     asked = batch.tokens[:, None]
@@ -110,7 +142,8 @@ def question_of(batch: TokenBatch, student: States | None, loss: LossSettings, v
         assert topk is not None, "the whole vocabulary is not asked for"
         chosen, own = shares(loss.divergence.support, topk)
         asked = asked[:, :0] if student is None else HEADS[loss.head].ids(student, chosen)
-    return Question(batch, asked.int().cpu(), own, loss.temperature, vocabulary, loss.head)
+    beside = loss.method.signal == "divergence"
+    return Question(batch, asked.int().cpu(), own, loss.temperature, vocabulary, loss.head, recorded, beside)
 
 
 def no_answer(tokens: Tensor) -> TeacherAnswer:

@@ -6,10 +6,10 @@ its forward pass until it is resharded, and the loss needs both at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from mopd.support import TeacherAnswer
+from trainer import cluster
 from trainer.accounting import Account, pass_over
 from trainer.forward import ResponseScorer
 from trainer.layout import TokenBatch, batch_of
@@ -53,6 +54,10 @@ class Views:
     """Each distinct prompt once, without padding; else padded rows."""
     account: Account
     """Counts what is forwarded."""
+    deadline_s: float = 3600.0
+    """How long states that were asked for early may take to arrive."""
+    known: Mapping[int, Any] | None = None
+    """References to the teacher's states [M, H] of every sample, by index, where they were asked for early."""
 
     @property
     def vocabulary(self) -> int:
@@ -60,12 +65,12 @@ class Views:
         return int(self.student.model.config.vocab_size)
 
     def states_of(
-        self, micro_batch: Sequence[Sample], batch: TokenBatch, held: ExitStack
+        self, micro_batch: Sequence[Sample], batch: TokenBatch, held: ExitStack, recorded: Tensor
     ) -> tuple[States, States | TeacherAnswer | None]:
         """The student's states of the tokens that count, with gradient, and what the teacher says of them.
 
         A teacher elsewhere is asked as early as can be. A rank without work has no question. The teacher's states hold
-        until `held` closes.
+        until `held` closes. Of the tokens `recorded`, [R] of the M, a teacher elsewhere also says its likeliest ones.
         """
         if self.distant is None:
             with self.account.turn("teacher"):
@@ -77,10 +82,10 @@ class Views:
         view = self.teacher_view(micro_batch).to(torch.device("cpu"))
         self.account.forwarded("distant", pass_over(view, micro_batch, on_view=True))
         early = not waits_for_student(self.loss)
-        pending = self.distant.ask(question_of(view, None, self.loss, self.vocabulary)) if early else None
+        pending = self.distant.ask(question_of(view, None, self.loss, self.vocabulary, recorded)) if early else None
         student = self.student_states(micro_batch, batch)
         if not early:
-            pending = self.distant.ask(question_of(view, student, self.loss, self.vocabulary))
+            pending = self.distant.ask(question_of(view, student, self.loss, self.vocabulary, recorded))
         with self.account.turn("teacher"):
             return student, self.distant.answer(pending, self.device)
 
@@ -94,6 +99,8 @@ class Views:
             return beside(teacher, held.enter_context(self.reading(teacher, batch)))
         if not self.loss.method.distils:
             return lambda _: None
+        if self.known is not None and teacher is not None:
+            return beside(teacher, held.enter_context(self.recalled(teacher, micro_batch)))
         view = self.teacher_view(micro_batch)
         work = pass_over(view, micro_batch, on_view=True)
         if self.teaching.kind in ("live", "trust-region"):
@@ -108,6 +115,31 @@ class Views:
         said = beside(teacher, held.enter_context(self.reading(teacher, view)))
         # The mixture (1 - rate) reference + rate student of logits, `mopd.teacher.trust_region_logits`.
         return lambda weight: mixed([(said(weight), 1.0 - rate), (States(own, weight.detach()), rate)])
+
+    def taught(self, micro_batch: Sequence[Sample]) -> list[Tensor]:
+        """The teacher's states [M, H] of every sample's tokens that count, on the CPU."""
+        assert self.teacher is not None
+        view = self.teacher_view(micro_batch)
+        self.account.forwarded("early", pass_over(view, micro_batch, on_view=True))
+        with self.account.turn("early"), self.reading(self.teacher, view) as hidden:
+            parts = hidden.cpu().split([int((loss_mask(sample) != 0).sum()) for sample in micro_batch] or [0])
+        return [part.clone() for part, _ in zip(parts, micro_batch, strict=False)]
+
+    @contextmanager
+    def recalled(self, scorer: ResponseScorer, micro_batch: Sequence[Sample]) -> Iterator[Tensor]:
+        """As `reading`, of states that were made early."""
+        known = self.known or {}
+        asked = [known[sample.index] for sample in micro_batch]
+        different = list(dict.fromkeys(asked))  # equal responses have their states in common
+        found = cluster.gather(different, "showing finished groups to the teacher", self.deadline_s)
+        states = dict(zip(different, found, strict=True))
+        parts = [states[reference] for reference in asked]
+        weight = cast(FSDPModule, scorer)
+        weight.unshard()
+        try:
+            yield torch.cat(parts).to(self.device) if parts else scorer.head.new_zeros(0, scorer.head.shape[1])
+        finally:
+            weight.reshard()
 
     def own_view(self, view: TokenBatch) -> Tensor:
         """The student's hidden states [M, H] on the teacher's view, without gradient."""

@@ -65,10 +65,15 @@ const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count ==
 
 const opened = new Map();
 
-/** Everything of a group, unpacked once. */
+/** Everything of a group but what is told by token, unpacked once. */
 function unpacked(index) {
-  if (!opened.has(index)) opened.set(index, inflated(PACKED[index]));
+  if (!opened.has(index)) opened.set(index, inflated(PACKED[index][0]));
   return opened.get(index);
+}
+
+/** What is told of a group by token (part 1), and the likeliest tokens (2); null where the page has none. */
+async function byToken(index, part) {
+  return PACKED[index][part] ? inflated(PACKED[index][part]) : null;
 }
 
 async function inflated(base64) {

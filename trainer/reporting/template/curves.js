@@ -1,10 +1,12 @@
 // Curves of every metric, grouped by prefix; drawn when they come into view.
 
-const FIRST = ["val-core", "val-aux", "critic", "self_distillation", "actor", "rollout", "reward", "response_length"];
+const FIRST = ["val-core", "val-aux", "critic", "gauges", "self_distillation", "actor", "rollout", "reward", "response_length"];
+const ENDS = ["_low", "_high"]; // of a metric's interval, which is drawn behind its curve
 
 /** The names of all runs' metrics by prefix, what people look at first coming first. */
 function metricsByPrefix() {
-  const names = [...new Set(DATA.runs.flatMap((run) => Object.keys(run.curves)))].sort();
+  const all = new Set(DATA.runs.flatMap((run) => Object.keys(run.curves)));
+  const names = [...all].filter((name) => !ENDS.some((end) => name.endsWith(end) && all.has(name.slice(0, -end.length)))).sort();
   const groups = new Map();
   for (const name of names) {
     const prefix = name.includes("/") ? name.slice(0, name.indexOf("/")) : "other";
@@ -53,7 +55,8 @@ function chart(name) {
   const label = [el("span", { className: "faint" }, breakable(name.slice(0, slash + 1))), breakable(name.slice(slash + 1))];
   const node = el("figure", { className: "chart", title: name }, el("figcaption", {}, label), told,
     el("div", { className: "plot" }));
-  node.draw = () => draw(node.lastChild, told, curves);
+  const [low, high] = ENDS.map((end) => DATA.runs[0].curves[name + end]);
+  node.draw = () => draw(node.lastChild, told, curves, curves[0] && low && high ? [low, high] : []);
   drawing.observe(node);
   return node;
 }
@@ -70,16 +73,18 @@ function extent(curves, part) {
   return [low, high];
 }
 
-function draw(plot, told, curves) {
+/** Draws the runs' curves; `band` has the two ends of the run's own interval, or nothing. */
+function draw(plot, told, curves, band) {
   const [first, last] = extent(curves, 0);
-  const [low, high] = extent(curves, 1);
+  const [low, high] = extent([...curves, ...band], 1);
   const x = (step) => (last === first ? 150 : 4 + 292 * (step - first) / (last - first));
   const y = (value) => (high === low ? 50 : 96 - 92 * (value - low) / (high - low));
   const lines = curves.map((curve, run) => curve && svg("path", { class: `line run${run % 6}`, d: path(curve, x, y) }));
   const rule = svg("path", { class: "rule", d: "" });
+  const area = band.length ? [svg("path", { class: "band run0", d: between(band, x, y) })] : [];
   // The run itself is drawn last, over the others.
   const figure = svg("svg", { viewBox: "0 0 300 100", preserveAspectRatio: "none", "aria-hidden": "true" },
-    rule, ...lines.filter(Boolean).reverse());
+    ...area, rule, ...lines.filter(Boolean).reverse());
   plot.append(figure, el("span", { className: "high" }, short(high, 3)), el("span", { className: "low" }, short(low, 3)),
     el("span", { className: "from" }, String(first)), el("span", { className: "to" }, `step ${last}`));
   const tell = (step) => told.replaceChildren(...readings(curves, step));
@@ -101,6 +106,13 @@ function draw(plot, told, curves) {
 function path([steps, values], x, y) {
   const points = steps.map((step, index) => `${x(step).toFixed(1)} ${y(values[index]).toFixed(1)}`);
   return "M" + points.join("L") + (points.length < 12 ? points.map((point) => `M${point}h.01`).join("") : "");
+}
+
+/** What lies between two curves, as a path. */
+function between([low, high], x, y) {
+  const there = low[0].map((step, index) => `${x(step).toFixed(1)} ${y(low[1][index]).toFixed(1)}`);
+  const back = high[0].map((step, index) => `${x(step).toFixed(1)} ${y(high[1][index]).toFixed(1)}`).reverse();
+  return `M${[...there, ...back].join("L")}Z`;
 }
 
 /** The place in a sorted list of the entry nearest to a step. */

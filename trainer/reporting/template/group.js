@@ -1,4 +1,4 @@
-// A group: its prompt, its responses, and of the chosen one everything: tokens by divergence, peers, teacher prompt.
+// A group: its prompt, its responses, and of the chosen one everything: tokens, peers, teacher prompt.
 
 const pane = el("article", { className: "group", tabIndex: -1 });
 let asked = 0;
@@ -6,9 +6,9 @@ let asked = 0;
 /** Shows the group of a rollout, with that rollout open; `scroll` to it unless nobody has asked for it. */
 async function showGroup(rollout, scroll) {
   const ticket = ++asked;
-  let body;
+  let body, told, lists;
   try {
-    body = await unpacked(rollout.at);
+    [body, told, lists] = await Promise.all([unpacked(rollout.at), byToken(rollout.at, 1), byToken(rollout.at, 2)]);
   } catch (error) {
     pane.replaceChildren(el("p", {}, `This group cannot be unpacked here (${error.message}); a newer browser can.`));
     return;
@@ -17,7 +17,7 @@ async function showGroup(rollout, scroll) {
   const { group } = rollout;
   const same = pane.dataset.group === String(rollout.at);
   const cards = group.rollouts.map((entry, index) =>
-    card(ROLLOUTS.find((one) => one.at === rollout.at && one.index === index), body, index === rollout.index));
+    card(ROLLOUTS.find((one) => one.at === rollout.at && one.index === index), body, told && { told: told[index], lists }, index === rollout.index));
   pane.replaceChildren(head(group), el("h3", {}, "Prompt"), el("pre", { className: "prompt", dir: "auto" }, seen(body.input)),
     el("p", { className: "faint" }, "Ground truth: ", el("code", {}, inline(body.truth))),
     el("h3", {}, `${plural(group.rollouts.length, "response")}, in sampling order`), ...cards);
@@ -36,7 +36,7 @@ function head(group) {
 }
 
 /** One response; the chosen one in full. */
-function card(rollout, body, chosen) {
+function card(rollout, body, tokens, chosen) {
   const told = body.rollouts[rollout.index];
   const score = rollout.score === null ? "no reward" : `reward ${short(rollout.score)}`;
   const title = el("button", { type: "button", className: "title", onclick: () => select(rollout) },
@@ -50,64 +50,7 @@ function card(rollout, body, chosen) {
     const text = el("p", { className: "brief", onclick: () => select(rollout) }, inline(told.output.slice(0, 500)));
     return el("section", { className: "card" }, title, text, feedback);
   }
-  return el("section", { className: "card chosen" }, title, response(told), feedback, peers(told, rollout), teacher(told, rollout, body));
-}
-
-// ------------------------------------------------------------------ the response, by token
-
-function response(told) {
-  if (!told.divergence) {
-    return el("pre", { className: "response", dir: "auto" }, seen(told.output));
-  }
-  const texts = told.pieces || told.divergence.map((_, at) => `[${at + 1}]`);
-  const tokens = texts.map((text, at) => token(text, told.divergence[at], at));
-  const text = el("pre", { className: "response tokens", dir: "auto" }, tokens);
-  const tell = (event) => {
-    const place = event.target.closest ? event.target.closest("[data-token]") : null;
-    if (place) showTip(place, told, texts);
-    else hideTip();
-  };
-  text.addEventListener("pointerover", tell);
-  text.addEventListener("click", tell);
-  text.addEventListener("pointerleave", hideTip);
-  const missing = told.pieces ? null : el("p", { className: "faint" },
-    "The run's tokenizer was not found: tokens are shown by their number.");
-  const values = told.divergence.filter((value) => value !== null);
-  const mean = values.length ? values.reduce((one, other) => one + other, 0) / values.length : null;
-  return el("div", {}, text, missing, el("p", { className: "scale faint" }, "divergence of student and teacher at the token: 0 ",
-    el("span", { className: "ramp" }), ` ${short(DATA.scale)} nats or more \u00b7 mean ${short(mean)}, `,
-    `largest ${short(values.length ? Math.max(...values) : null)}`));
-}
-
-/** A token on a ground that is the stronger the more student and teacher disagree: by the root, up to the scale. */
-function token(text, value, at) {
-  const node = el("span", { className: value === null ? "token none" : "token" }, text === "" ? "\u2205" : seen(text));
-  node.dataset.token = at;
-  const strength = value === null ? 0 : Math.sqrt(Math.min(1, Math.max(0, value) / DATA.scale));
-  if (strength > 0.01) node.style.setProperty("--strength", `${(80 * strength).toFixed(1)}%`);
-  return node;
-}
-
-const tip = document.getElementById("tip");
-
-function showTip(place, told, texts) {
-  const at = Number(place.dataset.token);
-  const value = told.divergence[at], chance = told.chance[at];
-  tip.replaceChildren(
-    el("code", {}, seen(JSON.stringify(texts[at]))), ` token ${at + 1} of ${texts.length}`, el("br"),
-    value === null ? "divergence: not a number" : `divergence ${short(value)} nats`, el("br"),
-    `sampled with probability ${chance === null ? "unknown" : short(chance)}`, el("br"),
-    el("small", {}, "likeliest tokens: not recorded"));
-  tip.hidden = false;
-  const box = place.getClientRects()[0] || place.getBoundingClientRect(), own = tip.getBoundingClientRect();
-  const left = Math.min(Math.max(8, box.left), document.documentElement.clientWidth - own.width - 8);
-  const below = box.bottom + own.height + 8 < window.innerHeight;
-  tip.style.left = `${left}px`;
-  tip.style.top = `${below ? box.bottom + 4 : Math.max(8, box.top - own.height - 4)}px`;
-}
-
-function hideTip() {
-  tip.hidden = true;
+  return el("section", { className: "card chosen" }, title, response(told, rollout, tokens), feedback, peers(told, rollout), teacher(told, rollout, body));
 }
 
 // ------------------------------------------------------------------ what the teacher saw

@@ -71,6 +71,7 @@ const KEYS = [
   ["1 \u2026 5", "curves, validation, time, settings, rollouts", null],
   ["j  \u2193", "next rollout", () => move(1)], ["k  \u2191", "previous rollout", () => move(-1)],
   ["l  \u2192", "next group", () => moveGroup(1)], ["h  \u2190", "previous group", () => moveGroup(-1)],
+  ["i", "into the response: \u2190 \u2192 by token, Esc out", focusTokens],
   ["/", "filter what is open", focusFilter], ["t", "light or dark", () => setTheme(dark() ? "light" : "dark")],
   ["?", "these keys", showHelp], ["Esc", "leave a field, close this", null],
 ];
@@ -87,8 +88,7 @@ function showHelp() {
   if (dialog.open) return dialog.close();
   dialog.replaceChildren(el("h2", {}, "Keys"),
     el("dl", {}, KEYS.flatMap(([key, what]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)])),
-    el("p", { className: "faint" }, `Written ${DATA.written}. Divergence is recorded for the first groups of a step; the likeliest ` +
-      "tokens of student and teacher are not recorded."),
+    el("p", { className: "faint" }, `Written ${DATA.written}. Divergence and likeliest tokens are recorded for the first groups of a step.`),
     el("button", { type: "button", onclick: () => dialog.close() }, "Close"));
   dialog.showModal();
 }
@@ -121,6 +121,8 @@ function begin() {
   document.getElementById("theme").addEventListener("click", () => setTheme(dark() ? "light" : "dark"));
   document.getElementById("keys").addEventListener("click", showHelp);
   document.addEventListener("keydown", pressed);
+  document.addEventListener("scroll", placeTip, { capture: true, passive: true });
+  window.addEventListener("resize", placeTip);
   window.addEventListener("hashchange", fromAddress);
   try {
     const theme = localStorage.getItem("mopd-theme");

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# GRPO, the baseline of run_sdpo_all.sh: five benchmarks, two models, two learning rates, on- and off-policy.
+#   bash experiments/generalization/run_baseline_grpo_all.sh --dry-run | --local [OPTION | key=value ...]
+#     --dry-run   prints the command line of every run and starts nothing
+#     --local     runs them here, one after the other; once more: skips what is done and resumes the rest
+#     --quick     two steps of the embedded task in place of all that: tries the machinery
+#     --only      these runs only, by their names without the seed; NAME may be a pattern such as '*Qwen3*'
+# Environment: LRS         learning rates, default '1e-5 1e-6'; or one as LR
+#              MINIS       prompts per optimiser step, of 32 per training step; default '8 32'
+#              DATASETS    folders, or names below datasets/; default: biology, chemistry, material, physics, tooluse
+#              MODELS      folders of models; default: Qwen/Qwen3-8B allenai/Olmo-3-7B-Instruct
+#              SEEDS       default 42
+#              OUTPUT_DIR  the folder of all runs; default outputs/generalization
+#              and the flags of run_local_grpo.sh, such as TOTAL_STEPS; settings key=value win over everything
+# Exit codes: 0 all are done, 1 one failed (the others ran), 2 bad input, 75 stopped by a signal.
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@" # called with sh, where that is another shell
+set -euo pipefail
+# shellcheck source=experiments/common.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../common.sh"
+
+suite_options generalization "$@"
+suite_seeds 42
+suite_benchmarks 'sciknoweval/biology sciknoweval/chemistry sciknoweval/material sciknoweval/physics tooluse' \
+    'Qwen/Qwen3-8B allenai/Olmo-3-7B-Instruct'
+for lr in ${LRS:-${LR:-1e-5 1e-6}}; do
+    for mini in ${MINIS:-8 32}; do
+        suite_run_on_all grpo "lr$lr-mini$mini" "LR=$lr" \
+            actor_rollout_ref.actor.ppo_mini_batch_size="$mini" \
+            actor_rollout_ref.actor.optim.lr_warmup_steps=10 \
+            actor_rollout_ref.rollout.val_kwargs.n=16
+    done
+done
+suite_start
+exit "$SUITE_CODE"
