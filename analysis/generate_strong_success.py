@@ -6,7 +6,8 @@
 The model is asked what the student was asked, and nothing else: no reference, no peers. Every response is validated by
 the verifier of its task (`mopd.rewards`), and only right ones are kept. Rows are appended as they come; started again,
 the command asks for the prompts that have none yet. Beside the output, `<output>.summary.json` tells how many there
-are, and `<output>.tried.jsonl` which prompts were tried, with what came of it. Exit codes: 0 done, 1 the server gave up
+are, `<output>.tried.jsonl` which prompts were tried, with what came of it, and `<output>.settings.json` how they were
+asked: with other settings nothing is appended. Exit codes: 0 done, 1 the server gave up
 on every prompt, 2 bad input, 130 interrupted.
 
 Departures from the published script: all tasks with a verifier, not only multiple choice; `--samples-per-prompt` tries;
@@ -16,6 +17,7 @@ Departures from the published script: all tasks with a verifier, not only multip
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from collections import Counter
@@ -26,6 +28,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import interrupts  # noqa: F401 - for what it does, before all that takes seconds
 from generation_backends import SERVERS, Backend, GaveUp, Generation, Local, server_of
 from json_lines import BadInput
 from rich.console import Console
@@ -37,6 +40,8 @@ from mopd.rewards import predicted, required, verify
 CANDIDATE: Needed = {"prompt_id": str, "prompt": str, "ground_truth": (str, int, float, list, dict, type(None))}
 
 SETTINGS = ("temperature", "max_new_tokens", "samples_per_prompt", "seed")
+SAME = ("model", "temperature", "max_new_tokens", "seed")
+"""Settings that all rows of a file have in common; with more samples, prompts are asked again."""
 
 
 def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -166,7 +171,10 @@ def answered(generator: Generator, rows: Sequence[Row], workers: int) -> Iterato
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             waiting |= {executor.submit(generator, row) for row in islice(rest, len(done))}
-            yield from (one.result() for one in done)
+            # What others have answered by then is kept, whatever ends the rest.
+            yield from (one.result() for one in done if one.exception() is None)
+            for one in done:
+                one.result()
     finally:
         generator.backend.close()
         executor.shutdown(wait=False, cancel_futures=True)
@@ -189,17 +197,29 @@ def backend_of(asked: argparse.Namespace) -> Backend:
 
 
 def check_output(asked: argparse.Namespace) -> list[Row]:
-    """The rows that an ended run has kept.
+    """The rows that an ended run has kept; the settings of this one are written down.
 
     Raises:
-        BadInput: they are another model's.
+        BadInput: they are another model's, or were made with other settings.
     """
 
     def fault(row: Row) -> str:
         other = row.get("generator_model")
         return "" if other == asked.model else f"is of the model {other}, and --model is {asked.model}"
 
-    return finished_rows(asked.output, fault)
+    kept = finished_rows(asked.output, fault)
+    file = asked.output.with_name(f"{asked.output.name}.settings.json")
+    settings = {name: getattr(asked, name) for name in SAME}
+    try:
+        before: Any = json.loads(file.read_text(encoding="utf-8")) if kept and file.exists() else settings
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: cannot be read ({error!s:.80}); name another --output, or remove both") from None
+    other = [name for name in settings if not isinstance(before, dict) or before.get(name) != settings[name]]
+    if other:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in other)
+        raise BadInput(f"{asked.output}: was made with another {flags}; name another --output, or remove this one")
+    write_json(file, settings)
+    return kept
 
 
 def generate(asked: argparse.Namespace, progress: Progress) -> Row:

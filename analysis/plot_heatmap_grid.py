@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import interrupts  # noqa: F401 - for what it does, before all that takes seconds
 from json_lines import BadInput, brief
 from rich.console import Console
 

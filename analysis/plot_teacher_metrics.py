@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import interrupts  # noqa: F401 - for what it does, before all that takes seconds
 from json_lines import BadInput
 from rich.console import Console
 from sample_sets import SETS
+
+from mopd.gauges import LEAST_PROMPTS
 
 try:
     from matplotlib.axes import Axes
@@ -62,6 +65,8 @@ class Bar:
     height: float
     colour: str
     summary: Summary
+    counted: bool = False
+    """Whether its own number of prompts stands beside it."""
 
 
 MAIN = (
@@ -146,7 +151,7 @@ def bars_of(found: Found, buckets: Sequence[str] = ()) -> list[Bar]:
             bars.append(Bar(place, 0.72, colour, summary))
         for number, bucket in enumerate(buckets):
             beside = place + (number - (len(buckets) - 1) / 2) * 0.84 / len(buckets)
-            bars.append(Bar(beside, 0.76 / len(buckets), BUCKETS[bucket], summary["by_bucket"].get(bucket, {})))
+            bars.append(Bar(beside, 0.76 / len(buckets), BUCKETS[bucket], summary["by_bucket"].get(bucket, {}), True))
     return bars
 
 
@@ -167,7 +172,8 @@ def sheet(found: Found, panels: Sequence[Panel], bars: Sequence[Bar], legend: Ma
         axes.set_ylim(len(names) - 0.5, -0.5)
     patches = [Patch(color=colour, label=label) for label, colour in legend.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
-    figure.suptitle(f"{found.heading}: mean over prompts (how many), lines: 95 % intervals over prompts", fontsize=11)
+    told = f"lines: 95 % intervals over prompts, from {LEAST_PROMPTS} on"
+    figure.suptitle(f"{found.heading}: mean over prompts (how many), {told}", fontsize=11)
     return figure
 
 
@@ -181,9 +187,11 @@ def draw(axes: Axes, panel: Panel, bar: Bar) -> None:
     low, high = bar.summary.get(f"{panel.metric}_ci", (value, value))
     side, end = (1, max(high, value)) if value >= 0.0 else (-1, min(low, value))
     axes.barh(bar.place, value, height=bar.height, color=bar.colour)
-    axes.plot([low, high], [bar.place] * 2, color="black", linewidth=1.3 if bar.height > 0.5 else 0.9)
+    if f"{panel.metric}_ci" in bar.summary:
+        axes.plot([low, high], [bar.place] * 2, color="black", linewidth=1.3 if bar.height > 0.5 else 0.9)
+    prompts = bar.summary.get(f"{panel.metric}_prompts", bar.summary["count_prompts"])
     axes.annotate(
-        f"{value:.2f}",
+        f"{value:.2f}" + (f" ({prompts})" if bar.counted else ""),
         (end, bar.place),
         xytext=(4 * side, 0),
         textcoords="offset points",
@@ -198,7 +206,7 @@ def finish(axes: Axes, panel: Panel, bars: Sequence[Bar]) -> None:
     drawn = [bar.summary for bar in bars if panel.metric in bar.summary]
     ends = [end for one in drawn for end in (one[panel.metric], *one.get(f"{panel.metric}_ci", ()))]
     low, high = min([0.0, *ends]), max([panel.chance, 0.1, *ends])
-    room = 0.16 * (high - low)
+    room = (0.26 if any(bar.counted for bar in bars) else 0.16) * (high - low)
     axes.set_xlim(low - room if low < 0.0 else 0.0, high + room)
     axes.locator_params(axis="x", nbins=5)
     axes.tick_params(axis="x", labelsize=8)

@@ -9,8 +9,8 @@
 Departures from the published script:
 
 1. Responses of one *occurrence* of a prompt (`uid` and step) form a group. The published script pools all steps, and
-   so policies that never were siblings: `--occurrences pool`. Of a prompt that occurs often the last one is taken;
-   `each` takes all, each as a prompt of its own.
+   so policies that never were siblings: `--occurrences pool`. Of a prompt that occurs often the last one that is
+   large enough is taken; `each` takes all, each as a prompt of its own.
 2. The messages of a prompt are kept (`prompt_messages`; `rollout_prompts.py` says how they are found), so that a
    teacher's prompt can be made with the chat template.
 3. A verdict that is unknown, or no number, is null: neither a success nor a failure. Cut responses are told
@@ -27,18 +27,19 @@ import argparse
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from json_lines import BadInput, all_faults, brief, rows_of
+import interrupts  # noqa: F401 - for what it does, before all that takes seconds
+from json_lines import BadInput
 from known_places import places_of
 from rich.console import Console
 from rich.progress import track
+from rollout_attempts import Attempt, Group, LeftOut, grouped, read_attempts
 from rollout_prompts import PromptBook, messages_of
-from row_files import Row, files_of, finite, natural, short_hash, write_json, write_whole
+from row_files import Row, files_of, write_json, write_whole
 
 from mopd.contexts import ContextSettings, water_level
 from mopd.rewards import predicted, required
@@ -48,46 +49,13 @@ PUBLISHED = ContextSettings()
 """How a response's account of itself is found."""
 EASY = 0.5
 """The share of successes from which on a prompt is easy."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One line of a rollout file."""
-
-    row: Mapping[str, Any]
-    file: Path
-    number: int
-
-    @property
-    def prompt(self) -> str:
-        """The flattened prompt."""
-        return str(self.row.get("prompt", "") if "response_text" in self.row else self.row["input"])
-
-    @property
-    def text(self) -> str:
-        """The response."""
-        return str(self.row.get("response_text", self.row.get("output")))
-
-    @property
-    def reward(self) -> float | None:
-        """None where nobody could tell."""
-        unknown = self.row.get("status") == "unknown"
-        return None if unknown else finite(self.row.get("reward", self.row.get("score")))
-
-    @property
-    def step(self) -> int | None:
-        """The step that it was sampled in."""
-        step = self.row.get("step", self.row.get("rollout_step"))
-        return step if isinstance(step, int) else None
-
-    @property
-    def occurrence(self) -> tuple[str, str, str]:
-        """The folder, step and draw that it belongs to."""
-        return str(self.file.parent), str(self.step), str(self.row.get("uid", ""))
-
-
-Group = list[tuple[int, Attempt]]
-"""The attempts at one occurrence of a prompt, each with its number among all that were read of the prompt."""
+REASONS = {
+    "too_small": "smaller than --min-responses-per-prompt (one step, one uid)",
+    "earlier": "earlier occurrences of a prompt; --occurrences each or pool takes them",
+    "over_max_responses": "beyond --max-responses-per-prompt",
+    "over_max_prompts": "beyond --max-prompts",
+}
+"""Why responses are left out."""
 
 
 def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -121,65 +89,11 @@ def positive(text: str) -> int:
     return number
 
 
-def read_attempts(files: Iterable[Path]) -> list[Attempt]:
-    """Every attempt of the files, in order.
-
-    Raises:
-        BadInput: a line is no attempt, or there is none.
-    """
-    attempts, faults = list[Attempt](), list[str]()
-    for file in files:
-        for number, row in rows_of(file):
-            if fault := fault_of(row):
-                faults.append(f"{file}, line {number}: {fault}")
-            else:
-                attempts.append(Attempt(row, file, number))
-    if faults:
-        raise all_faults(faults)
-    if not attempts:
-        raise BadInput("--input: holds no rollouts")
-    return attempts
-
-
-def fault_of(row: Any) -> str:
-    """Why a line is no attempt, in words; empty where it is one."""
-    if not isinstance(row, dict):
-        return f"is {brief(row)}; an object with the fields of a rollout is wanted"
-    prompt, text = ("prompt", "response_text") if "response_text" in row else ("input", "output")
-    for name in (prompt, text):
-        if not isinstance(row.get(name), str):
-            return f"has {brief(row.get(name))} as its `{name}`; a text is wanted"
-    reward = row.get("reward", row.get("score"))
-    if reward is not None and not isinstance(reward, (bool, int, float)):
-        return f"has {brief(reward)} as its reward; a number or null is wanted"
-    if "response_text" not in row and "score" not in row and "reward" not in row:
-        return "has neither `score` nor `reward`; was it verified?"
-    return ""
-
-
-def grouped(attempts: Sequence[Attempt], occurrences: str) -> dict[str, Group]:
-    """The groups by prompt: the first characters of the SHA-1 of its text, and a number where all occurrences count."""
-    by_prompt: dict[str, dict[tuple[str, str, str], Group]] = {}
-    counts = Counter[str]()
-    for attempt in attempts:
-        prompt_id = short_hash(attempt.prompt, length=16)
-        key = ("", "", "") if occurrences == "pool" else attempt.occurrence
-        by_prompt.setdefault(prompt_id, {}).setdefault(key, []).append((counts[prompt_id], attempt))
-        counts[prompt_id] += 1
-    groups: dict[str, Group] = {}
-    for prompt_id, found in by_prompt.items():
-        in_time = sorted(found, key=lambda key: (natural(key[1]), natural(key[2]), natural(key[0])))
-        if occurrences == "each" and len(found) > 1:
-            groups |= {f"{prompt_id}.{number}": found[key] for number, key in enumerate(in_time)}
-        else:
-            groups[prompt_id] = found[in_time[-1]]
-    return groups
-
-
-def sampled(group: Group, most: int, seed: str) -> Group:
+def sampled(group: Group, most: int, seed: str, left: LeftOut) -> Group:
     """At most so many attempts of a group, drawn by a generator of its own, in their order."""
     if len(group) <= most:
         return group
+    left.responses["over_max_responses"] += len(group) - most
     kept = set(random.Random(seed).sample(range(len(group)), most))
     return [attempt for place, attempt in enumerate(group) if place in kept]
 
@@ -325,23 +239,30 @@ def prepare(asked: argparse.Namespace, console: Console) -> Row:
         except ValueError as error:
             raise BadInput(f"--data-source: {error}") from None
     book, attempts = PromptBook.of(asked.data), read_attempts(files_of(asked.input))
-    groups = {
-        prompt_id: sampled(group, asked.max_responses_per_prompt, f"{asked.seed} {prompt_id}")
-        for prompt_id, group in grouped(attempts, asked.occurrences).items()
-        if len(group) >= asked.min_responses_per_prompt
-    }
-    if not groups:
+    left = LeftOut()
+    every = grouped(attempts, asked.occurrences, asked.min_responses_per_prompt, left)
+    if not every:
         raise BadInput(
             f"--input {asked.input}: no prompt has {asked.min_responses_per_prompt} responses of one step; lower"
             " --min-responses-per-prompt, or pool the steps with --occurrences pool"
         )
-    groups = limited(groups, asked.max_prompts, asked.success_threshold, asked.seed)
+    drawn = {
+        prompt_id: sampled(group, asked.max_responses_per_prompt, f"{asked.seed} {prompt_id}", left)
+        for prompt_id, group in every.items()
+    }
+    groups = limited(drawn, asked.max_prompts, asked.success_threshold, asked.seed)
+    for prompt_id in drawn.keys() - groups.keys():
+        left.add("over_max_prompts", drawn[prompt_id])
     rows_by = partial(candidates, asked=asked, book=book)
     work = track(groups.items(), "reading rollouts", console=console, transient=True)
     rows = [row for prompt_id, group in work for row in rows_by(prompt_id, group)]
     write_whole(asked.output_dir / "candidate_responses.jsonl", rows)
     shown = write_whole(asked.output_dir / "evidence_items.jsonl", (item for row in rows for item in evidence(row)))
-    counts = {**counts_of(rows, len(attempts)), "evidence_items": shown}
+    counts = {
+        **counts_of(rows, len(attempts)),
+        "evidence_items": shown,
+        "left_out": {name: dict(found) for name, found in vars(left).items()},
+    }
     told = {name: [*map(str, value)] if name == "data" else value for name, value in vars(asked).items()}
     write_json(
         asked.output_dir / "dataset_summary.json", {"args": {**told, "output_dir": str(asked.output_dir)}, **counts}
@@ -364,6 +285,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         soft_wrap=True,
         markup=False,
     )
+    for reason, responses in counts["left_out"]["responses"].items():
+        groups = counts["left_out"]["groups"].get(reason)
+        of_groups = f" of {groups:,} groups" if groups else ""
+        # Small groups are often a fault of the input; the others are what was asked for.
+        place, style = (errors, "yellow") if reason == "too_small" else (console, None)
+        sentence = f"  left out: {responses:,} responses{of_groups}, {REASONS[reason]}"
+        place.print(sentence, style=style, soft_wrap=True, markup=False)
     if counts["prompts_by_source"].get("text"):
         errors.print(
             f"the roles of {counts['prompts_by_source']['text']:,} prompts cannot be told apart and are read as text;"

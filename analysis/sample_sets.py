@@ -140,7 +140,7 @@ def summaries(tables: Tables, buckets: Mapping[str, str], bootstrap: Bootstrap) 
 def summary(prompts: Sequence[Figures], bootstrap: Bootstrap) -> dict[str, Any]:
     """Means over the prompts that define a figure: `{metric}`, `{metric}_prompts`, `{metric}_ci`.
 
-    A figure that no prompt defines is absent, and so is an interval with fewer than two prompts.
+    A figure that no prompt defines is absent, and so is an interval of fewer than `LEAST_PROMPTS` prompts.
     """
     found: dict[str, Any] = {"count_prompts": len(prompts)}
     for name in METRICS:

@@ -37,6 +37,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
+import interrupts  # noqa: F401 - for what it does, before all that takes seconds
 import torch
 from json_lines import BadInput
 from rich.console import Console
@@ -253,6 +254,8 @@ def score(asked: argparse.Namespace, progress: Progress) -> tuple[int, int, int]
     Raises:
         BadInput: what was named cannot be used.
     """
+    if asked.output.is_dir():
+        raise BadInput(f"--output {asked.output}: is a folder; name a file, such as {asked.output / 'scores.jsonl'}")
     work, name, device = work_of(asked), folder_of(asked.model), device_named(asked.device)
     dtype = ("float32" if device.type == "cpu" else "bfloat16") if asked.dtype == "auto" else asked.dtype
     tokenizer = load_tokenizer(name)

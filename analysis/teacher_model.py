@@ -7,6 +7,7 @@ vocabulary's logits only those that predict response tokens are made, some thous
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from json_lines import BadInput
+from row_files import natural
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -79,10 +82,32 @@ def batches(jobs: Sequence[Job], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError)
+"""What loading raises where a folder holds something else than a model (RecursionError is a RuntimeError)."""
+BROKEN = (*UNUSABLE, SafetensorError, pickle.UnpicklingError)
+"""Where files of weights are damaged as well."""
+
+
 def folder_of(model: str) -> str:
-    """The folder with the weights: `model` itself, or `hf` inside a checkpoint of a run."""
-    inner = Path(model) / "hf"
-    return str(inner) if inner.is_dir() else model
+    """The folder with the weights: `model` itself, or `hf` inside a checkpoint of a run.
+
+    Raises:
+        BadInput: it is a whole run, of which only a checkpoint can be meant.
+    """
+    folder = Path(model)
+    if (folder / "metrics.jsonl").is_file() and not (folder / "config.json").is_file():
+        there = sorted(folder.glob("checkpoints/step_*/hf"), key=lambda found: natural(str(found)))
+        hint = f"name a checkpoint of it, such as {there[-1]}" if there else "and has no checkpoints/step_N/hf yet"
+        raise BadInput(f"--model {model}: is a whole run; {hint}")
+    return str(folder / "hf") if (folder / "hf").is_dir() else model
+
+
+def unusable(model: str, what: str, error: Exception) -> BadInput:
+    """Says why a model's part could not be loaded."""
+    if not Path(model).is_dir():
+        return BadInput(f"--model {model}: there is no such folder, and this machine's cache has no model of that name")
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return BadInput(f"--model {model}: no {what} could be loaded ({first})")
 
 
 def fingerprint(model: str) -> str:
@@ -126,9 +151,8 @@ def load_tokenizer(model: str) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"--model {model}: no tokenizer could be loaded ({first})") from None
+    except UNUSABLE as error:
+        raise unusable(model, "tokenizer", error) from None
     if not tokenizer.chat_template:
         raise BadInput(f"--model {model}: its tokenizer has no chat template; take an instruct model")
     if not tokenizer.is_fast:
@@ -148,9 +172,8 @@ class TeacherModel:
         disable_progress_bar()
         try:
             loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(f"--model {model}: no model could be loaded ({first})") from None
+        except BROKEN as error:
+            raise unusable(model, "model", error) from None
         self.model: Any = loaded.to(device).eval()
         self.device = device
         self.head: Any = self.model.get_output_embeddings()

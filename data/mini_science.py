@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mini_problem import Problem, letter_options
@@ -53,7 +53,15 @@ def atoms(formula: str) -> dict[str, int]:
 
 def molar_mass(formula: str) -> float:
     """In g/mol."""
-    return sum(BY_SYMBOL[symbol].mass * count for symbol, count in atoms(formula).items())
+    return added(BY_SYMBOL[symbol].mass * count for symbol, count in atoms(formula).items())
+
+
+def added(values: Iterable[float]) -> float:
+    """Their sum, rounded at every step: `sum` does so before Python 3.12 only, and the rows are to be the same."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
 
 
 def near(value: float, unit: str, rng: random.Random, digits: int = 2) -> tuple[str, list[str]]:
@@ -68,7 +76,7 @@ def mass_of(rng: random.Random) -> Drawn:
     """Molar mass of a compound."""
     formula = rng.choice(COMPOUNDS.split())
     mass = molar_mass(formula)
-    single = sum(BY_SYMBOL[symbol].mass for symbol in atoms(formula))
+    single = added(BY_SYMBOL[symbol].mass for symbol in atoms(formula))
     wrong = [single, *(mass + sign * BY_SYMBOL[symbol].mass for symbol in atoms(formula) for sign in (1, -1)), 2 * mass]
     texts = [f"{value:.2f} g/mol" for value in wrong if value > 0.5]
     rng.shuffle(texts)

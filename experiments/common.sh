@@ -12,7 +12,7 @@
 #                                  0 all are done, 1 one failed, 75 stopped by a signal, the same command goes on
 #
 # A run is kept as one line of shell, the one that --dry-run prints: nothing else is ever started. Where lines run is up
-# to suite_in_PLACE alone; a scheduler is one more such function, with an option in suite_options.
+# to suite_in_PLACE alone; another scheduler is one more such function, with an option in suite_options.
 # Every run has a folder SUITE_ROOT/NAME-seedN, and what it says goes to SUITE_ROOT/logs. One that ended well leaves its
 # line in FOLDER/.finished and is not started again by the same line; any other goes on from its newest checkpoint.
 
@@ -39,6 +39,7 @@ suite_options() { # STUDY [ARGUMENT ...]
             ;;
         --dry-run) SUITE_DRY_RUN=1 ;;
         --local) SUITE_PLACE=local ;;
+        --slurm) SUITE_PLACE=slurm ;;
         --quick) SUITE_QUICK=1 ;;
         --only)
             [[ -n ${2-} ]] || mopd_fail 2 '--only wants names: --only NAME[,NAME]'
@@ -210,21 +211,45 @@ suite_python() { # sets SUITE_PYTHON: for real runs one that has the packages, e
 # shellcheck disable=SC2120 # the ablations call it with a command, the others without
 suite_start() { # [COMMAND]: starts every run, where that was asked for; COMMAND comes first, where runs do start
     suite_refuse_unknown
+    [[ $SUITE_PLACE != slurm ]] || suite_slurm_lines
     if ((SUITE_DRY_RUN)); then
         printf '%s\n' "${SUITE_LINES[@]}"
         exit 0
     fi
-    [[ $# -eq 0 || $SUITE_PLACE == no_place ]] || "$@"
+    [[ $# -eq 0 || $SUITE_PLACE != local ]] || "$@"
     "suite_in_$SUITE_PLACE"
 }
 
 suite_in_no_place() {
     mopd_say "Nothing was started. Say where these are to run, ${#SUITE_NAMES[@]} in all:" "${SUITE_NAMES[@]/#/    }" \
         '  --local    on this machine, one after the other, each on all of its GPUs' \
+        '  --slurm    each as a job of Slurm (options: SBATCH_PARTITION and the like; docs/howto/slurm.md)' \
         '  --dry-run  elsewhere: prints a command line for each, to be given to a scheduler as a job of its own. Once' \
         '             they have ended, --local with the same OUTPUT_DIR tells what is missing, and runs it here' \
         'With --quick either is a small try-out on the embedded task. --help tells the rest.'
     exit 2
+}
+
+suite_slurm_lines() { # makes of every line the one that hands it to Slurm, as a job of its own
+    local place words job=$MOPD_ROOT/experiments/slurm/mopd.sbatch
+    for place in "${!SUITE_NAMES[@]}"; do
+        words=(sbatch "--job-name=${SUITE_NAMES[place]}" "--nodes=${NNODES:-1}")
+        words+=("--output=$SUITE_ROOT/logs/${SUITE_NAMES[place]}.log" "--export=ALL,MOPD_HOME=$MOPD_ROOT")
+        printf -v SUITE_LINES[place] '%q ' "${words[@]}" "$job" bash -c "exec ${SUITE_LINES[place]}"
+        SUITE_LINES[place]=${SUITE_LINES[place]% }
+    done
+}
+
+suite_in_slurm() { # hands every run in; they end some time. The trainer tells at once of one that is done already
+    local line
+    command -v sbatch >/dev/null || mopd_fail 2 'There is no sbatch here; call this on a machine of the cluster, or with --dry-run.'
+    mkdir -p -- "$SUITE_ROOT/logs"
+    for line in "${SUITE_LINES[@]}"; do
+        bash -c "exec $line" || suite_settle 1
+    done
+    mopd_say "${#SUITE_LINES[@]} jobs, into $SUITE_ROOT; what they say is in logs/ there. When they have ended, --local with the" \
+        'same OUTPUT_DIR tells what is missing.'
+    exit "$SUITE_CODE"
 }
 
 suite_in_local() {

@@ -24,6 +24,9 @@ DoubleArray = npt.NDArray[np.float64]
 
 DRAWS, SEED, CONFIDENCE = 2000, 12345, 0.95
 """Of the bootstrap, as published."""
+LEAST_PROMPTS = 8
+"""For an interval. Of fewer the bootstrap's is far too narrow: what is called 95 % misses the truth in 49 % of cases
+for 2 prompts, 20 % for 4, 11 % for 8, 8 % for 16, 6 % for 32."""
 NGRAM = 8
 """Words in a row that count as copied: long enough that two authors rarely agree on them by chance."""
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -47,7 +50,7 @@ class Estimate:
     prompts: int
     """That have a value."""
     low: float | None
-    """The interval's ends; None for one prompt, which tells nothing of the others."""
+    """The interval's ends; None for fewer than `LEAST_PROMPTS` prompts."""
     high: float | None
 
 
@@ -92,6 +95,8 @@ def over_prompts(
     Whole prompts are drawn, with replacement (Efron and Tibshirani 1993, section 13.3): rollouts of one prompt are no
     independent witnesses. The same seed gives the same draws for every figure of as many prompts.
 
+    Fewer than `LEAST_PROMPTS` prompts have no interval.
+
     Returns: None where no prompt has a value. Raises ValueError unless draws >= 1 and 0 < confidence < 1.
     """
     if draws < 1 or not 0.0 < confidence < 1.0:
@@ -100,8 +105,8 @@ def over_prompts(
     if len(known_P) == 0:
         return None
     mean = float(known_P.mean())
-    if len(known_P) == 1:
-        return Estimate(mean, 1, None, None)
+    if len(known_P) < LEAST_PROMPTS:
+        return Estimate(mean, len(known_P), None, None)
     beside = (1.0 - confidence) / 2
     low, high = np.quantile(resamples(len(known_P), draws, seed) @ known_P, [beside, 1.0 - beside])
     return Estimate(mean, len(known_P), float(low), float(high))

@@ -18,3 +18,15 @@ if str(ROOT) not in sys.path:
 def root() -> Path:
     """The root of the project."""
     return ROOT
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tests that need a GPU are not even collected where there is none: says so where they were asked for."""
+    reporter, folder = terminalreporter, ROOT / "tests" / "gpu"
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    wanted = any(path == folder or path in folder.parents or folder in path.parents for path in asked)
+    ran = any(
+        getattr(each, "nodeid", "").startswith("tests/gpu/") for those in reporter.stats.values() for each in those
+    )
+    if wanted and not ran:
+        reporter.write_line("tests/gpu: not run: no GPU")

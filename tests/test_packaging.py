@@ -13,7 +13,8 @@ from packaging.specifiers import SpecifierSet
 from tests import house
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(path.name for path in ROOT.glob("requirements*.txt"))
+# requirements_sglang.txt is for an environment of its own, with other versions.
+FILES = sorted(path.name for path in ROOT.glob("requirements*.txt") if path.name != "requirements_sglang.txt")
 # Where the name of a library is not the name under which it is installed.
 DISTRIBUTIONS = {"hydra": "hydra-core", "math_verify": "math-verify", "mlflow": "mlflow-skinny"}
 

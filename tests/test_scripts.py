@@ -12,7 +12,9 @@ from tests import house
 from tests.stubs import MAKER, SATISFIED, call, make_project, write_python
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = [name for name in house.project_files(ROOT) if name.endswith(".sh") or name in {".ci/run", ".ci/tool"}]
+SCRIPTS = [
+    name for name in house.project_files(ROOT) if name.endswith((".sh", ".sbatch")) or name in {".ci/run", ".ci/tool"}
+]
 RUNS = [name for name in SCRIPTS if name.startswith("run_") and name != "run_tests.sh"]
 
 

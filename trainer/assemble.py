@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 from mopd.rewards.custom import CustomSettings
 from mopd.rewards.settings import RewardSettings
 from trainer import cluster
 from trainer.attention import PACKED
+from trainer.cluster import Machine
 from trainer.config.compose import context_settings
 from trainer.config.schema import Config
 from trainer.contexts import ContextBuilder, PeerRule
 from trainer.early import EarlyTeacher
 from trainer.health import health_of
+from trainer.machines import seats_of
 from trainer.objectives import LossSettings
 from trainer.packing import Packing
 from trainer.parts import Parts, Sizes
@@ -28,6 +32,7 @@ from trainer.saving import Saver
 from trainer.schedule import Schedule
 from trainer.services import Policy
 from trainer.settings import (
+    adapter_settings,
     credit_settings,
     horizon_of,
     loss_settings,
@@ -41,22 +46,29 @@ from trainer.startup import worker_environment as worker_environment
 from trainer.stopping import Stopper
 from trainer.tracking import Journal
 from trainer.validate import Validator
-from trainer.verification import Verification, pool_size
+from trainer.verification import MOST_WORKERS, Verification, pool_size
 from trainer.weights import Transfer
 from trainer.workers.policy import PolicyWorker
 from trainer.workers.sampler import SamplerWorker
-from trainer.workers.sampler_types import SamplingSettings
+from trainer.workers.sampler_hf import HfSamplerWorker
+from trainer.workers.sampler_types import Sampler, SamplingSettings
 from trainer.workers.teacher import place_teachers
 from trainer.workers.verifier import VerifierWorker
 
 BUCKET_DEADLINE_S = 60.0
 """Longest wait for the sampler to take a bucket of weights."""
+LOST_MACHINE_S = 120.0
+"""The same in a cluster: it takes Ray about a minute to know that a machine is gone."""
+
+
+SAMPLERS: Mapping[str, type[Sampler]] = {"vllm": SamplerWorker, "hf": HfSamplerWorker}
+"""By actor_rollout_ref.rollout.name; all take the same arguments."""
 
 
 def place_sampler(placement: Placement, number: int = 0, **arguments: Any) -> Any:
     """A new sampler process; `arguments` are `SamplerWorker`'s. The first shares a GPU with rank 0."""
     return cluster.spawn(
-        SamplerWorker,
+        SAMPLERS[placement.engine],
         num_cpus=1,
         num_gpus=placement.gpus(rank=number),
         device=placement.device,
@@ -65,9 +77,15 @@ def place_sampler(placement: Placement, number: int = 0, **arguments: Any) -> An
     )
 
 
-def slot_of(placement: Placement, number: int, transfer: Transfer, spawn: Callable[..., Any]) -> Slot:
-    """The place of sampler `number`, filled; `spawn` makes a sampler of a number."""
-    again = partial(spawn, number=number)
+def slot_of(
+    placement: Placement, number: int, transfer: Transfer, spawn: Callable[..., Any], machine: Machine | None = None
+) -> Slot:
+    """The place of sampler `number`, filled; `spawn` makes a sampler of a number.
+
+    Should its machine be gone, another sampler comes elsewhere, unless it shares a GPU with rank 0.
+    """
+    bound = placement.device == "cuda" and number == 0 and machine is not None
+    again = partial(spawn, number=number, machine=machine, bound=bound)
     return Slot(again(), again, replace(transfer, backend=placement.transfer_backend(number)))
 
 
@@ -91,26 +109,31 @@ def custom_reward(config: Config) -> CustomSettings | None:
     return CustomSettings(os.path.abspath(asked.path), asked.name, config.reward.deadline_s)
 
 
-def place_verifiers(config: Config) -> Verification:
-    """The pool of verifier processes."""
-    spawn = partial(
-        cluster.spawn,
-        VerifierWorker,
-        num_cpus=0,
-        num_gpus=0,
-        settings=reward_settings(config),
-        custom=custom_reward(config),
-    )
-    return Verification(spawn, workers=pool_size(config.reward.workers), deadline_s=config.reward.deadline_s)
+def place_verifiers(
+    config: Config, machines: Sequence[Machine | None] = (None,), cores: int | None = None
+) -> Verification:
+    """The pool of verifier processes, on these machines in turns, which have so many cores."""
+    turns, settings, custom = cycle(machines), reward_settings(config), custom_reward(config)
+
+    def spawn() -> Any:
+        return cluster.spawn(
+            VerifierWorker, num_cpus=0, num_gpus=0, machine=next(turns), settings=settings, custom=custom
+        )
+
+    workers = config.reward.workers or (None if cores is None else min(max(cores, 1), MOST_WORKERS))
+    return Verification(spawn, workers=pool_size(workers), deadline_s=config.reward.deadline_s)
 
 
-def start_workers(config: Config, placement: Placement) -> tuple[Policy, Sampling, Verification]:
-    """Starts Ray and places actor ranks, sampler and verifier; they load at the same time."""
-    model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
-    actor, data, deadline = config.actor_rollout_ref.actor, config.data, config.trainer.deadline_s
-    loss = loss_settings(config)
-    optim = optim_settings(config)
-    cluster.start(*ray_settings(config, placement.device, placement.ranks, placement.teachers))
+def read_everywhere(config: Config) -> list[str]:
+    """The folders and files that workers read, on whichever machine they are."""
+    paths = config.actor_rollout_ref
+    named = [paths.model.path, paths.ref.model.path, config.custom_reward_function.path]
+    return [os.path.abspath(path) for path in dict.fromkeys(named) if path is not None]
+
+
+def sampler_slots(config: Config, placement: Placement, machines: Sequence[Machine | None]) -> list[Slot]:
+    """A new sampler for each of these machines, with the way for weights to it."""
+    model, rollout, data = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout, config.data
     spawn_sampler = partial(
         place_sampler,
         placement,
@@ -123,9 +146,32 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
         kv_cache_mib=rollout.kv_cache_mib,
     )
     transfer = Transfer(
-        placement.transfer_backend(0), rollout.update_weights_bucket_megabytes << 20, min(deadline, BUCKET_DEADLINE_S)
+        placement.transfer_backend(0),
+        rollout.update_weights_bucket_megabytes << 20,
+        min(config.trainer.deadline_s, LOST_MACHINE_S if cluster.joined() else BUCKET_DEADLINE_S),
     )
-    slots = [slot_of(placement, number, transfer, spawn_sampler) for number in range(rollout.n_samplers)]
+    return [slot_of(placement, number, transfer, spawn_sampler, machine) for number, machine in enumerate(machines)]
+
+
+def start_workers(
+    config: Config, placement: Placement, written: Sequence[Path] = ()
+) -> tuple[Policy, Sampling, Verification]:
+    """Starts Ray and places actor ranks, sampler and verifier; they load at the same time.
+
+    Args:
+        written: folders that workers write, which every machine of a cluster must see.
+
+    Raises:
+        BadInputError: the cluster cannot be joined, or a machine of it does not see what it needs.
+        DeadlineError: the cluster has no room for all workers.
+    """
+    model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+    actor, data, deadline = config.actor_rollout_ref.actor, config.data, config.trainer.deadline_s
+    loss = loss_settings(config)
+    optim = optim_settings(config)
+    cluster.start(*ray_settings(config, placement.device, placement.ranks, placement.teachers))
+    seats = seats_of(placement, read_everywhere(config), [str(folder.resolve()) for folder in written], deadline)
+    slots = sampler_slots(config, placement, seats.samplers)
     teachers = place_teachers(
         placement.teachers,
         num_gpus=placement.gpus(rank=1),
@@ -139,6 +185,8 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
             PolicyWorker,
             num_cpus=1,
             num_gpus=placement.gpus(rank),
+            machine=seats.ranks[rank],
+            bound=True,
             rank=rank,
             ranks=placement.ranks,
             device=placement.device,
@@ -154,10 +202,11 @@ def start_workers(config: Config, placement: Placement) -> tuple[Policy, Samplin
             student_offload=actor.fsdp_config.param_offload,
             optimizer_offload=actor.fsdp_config.optimizer_offload,
             teacher_offload=config.actor_rollout_ref.ref.fsdp_config.param_offload,
+            adapters=adapter_settings(config),
         )
         for rank in range(placement.ranks)
     ]
-    verification = place_verifiers(config)
+    verification = place_verifiers(config, seats.verifiers, seats.cpus)
     policy = Policy(
         ranks,
         epochs=actor.ppo_epochs,

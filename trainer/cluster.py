@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 # Ray reads both while it is imported.
@@ -25,14 +26,7 @@ if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
 import ray
 from ray._private.node import Node
 from ray._private.state import available_resources_per_node
-from ray.exceptions import (
-    AuthenticationError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import AuthenticationError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mopd.rewards.custom import KEYS
@@ -142,29 +136,17 @@ def joining(address: str | None) -> Iterator[None]:
 def machines() -> list[Machine]:
     """The machines of the cluster that are alive, with what is free there; this one first, the others by address."""
     free, own = available_resources_per_node(), ray.get_runtime_context().get_node_id()
-    found = [
-        Machine(
-            node["NodeID"],
-            node["NodeManagerAddress"],
-            free.get(node["NodeID"], {}).get("CPU", 0.0),
-            free.get(node["NodeID"], {}).get("GPU", 0.0),
-            node["NodeID"] == own,
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return sorted(found, key=lambda machine: (not machine.here, socket_order(machine.address), machine.name))
-
-
-def socket_order(address: str) -> tuple[int, ...]:
-    """An address as numbers: n10 comes after n9."""
-    return tuple(int(part) for part in address.split(".") if part.isdecimal())
+    found = []
+    for name, address in ((node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]):
+        there = free.get(name, {})
+        found.append(Machine(name, address, there.get("CPU", 0.0), there.get("GPU", 0.0), name == own))
+    return sorted(found, key=lambda machine: (not machine.here, ip_address(machine.address), machine.name))
 
 
 def ask_machines(function: Callable[..., Any], these: Sequence[Machine], *arguments: Any) -> list[Any]:
     """Calls a function on each of these machines; references to the answers."""
-    remote = ray.remote(function).options(num_cpus=0, max_retries=0)
-    return [remote.options(scheduling_strategy=at(machine, bound=True)).remote(*arguments) for machine in these]
+    asked, places = ray.remote(function), [at(machine, bound=True) for machine in these]
+    return [asked.options(num_cpus=0, max_retries=0, scheduling_strategy=one).remote(*arguments) for one in places]
 
 
 def at(machine: Machine | None, *, bound: bool) -> Any:
@@ -251,10 +233,16 @@ def spawn(
 
 
 def settled(worker: type) -> type:
-    """The class `worker`, under its own name; once one of it is there, its process collects garbage."""
+    """The class `worker`, under its own name; once one of it is there, its process collects garbage.
+
+    In a cluster of others it works in the controller's folder, where that is there: paths may be relative.
+    """
+    home = os.getcwd() if joined() else None
 
     def __init__(self: Any, **arguments: Any) -> None:
         network.use(this_address())
+        if home is not None and os.path.isdir(home):
+            os.chdir(home)
         worker.__init__(self, **arguments)  # type: ignore[misc]
         gc.freeze()
         gc.enable()
@@ -403,7 +391,7 @@ def answer(reference: Any, doing: str) -> Any:
     except RayActorError as error:
         raise WorkerDiedError(f"{doing}: the worker process died ({error})") from error
     except ObjectLostError as error:
-        raise WorkerDiedError(f"{doing}: the machine that held the answer is gone ({error})") from error
+        raise WorkerDiedError(f"{doing}: the answer is lost with the machine that held it ({error!r})") from error
     except OutOfMemoryError as error:
         raise WorkerDiedError(
             f"{doing}: the worker process was ended, the machine's memory was full ({error})"

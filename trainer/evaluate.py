@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -29,7 +29,7 @@ from trainer.config.schema import Config
 from trainer.config.strict import STRICT
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
 from trainer.folders import fresh
-from trainer.inputs import load_tokenizer, reward_faults, summary_instruction, unknown_sources
+from trainer.inputs import load_tokenizer, missing_engine, reward_faults, summary_instruction, unknown_sources
 from trainer.placement import Placement
 from trainer.prompts import Renderer, load
 from trainer.sampling import StandingSampling
@@ -59,6 +59,8 @@ class Evaluation:
     """The chat template's arguments: those of training; `enable_thinking=true|false` changes the thinking mode."""
     instruction: str
     """What the student is asked beside the task; by default as in training (a summary, where summaries are shown)."""
+    rollout_backend: Literal["vllm", "hf", "sglang"]
+    """What samples, as actor_rollout_ref.rollout.name; by default ROLLOUT_BACKEND, or what the run sampled with."""
     kv_cache_mib: int = Field(ge=1)
     """Key-value cache of the sampler on a machine without a GPU, in MiB."""
     deadline_s: float = Field(gt=0)
@@ -116,6 +118,7 @@ def settings_of(arguments: Sequence[str]) -> Evaluation:
         "max_prompt_length": data.max_prompt_length,
         "max_response_length": data.max_response_length,
         "instruction": summary_instruction(trained),
+        "rollout_backend": os.environ.get("ROLLOUT_BACKEND") or rollout.name,
         "kv_cache_mib": rollout.kv_cache_mib,
         "deadline_s": trained.trainer.deadline_s,
         "template_arguments": data.apply_chat_template_kwargs,
@@ -152,14 +155,15 @@ def evaluate(asked: Evaluation) -> dict[str, float]:
         instruction=asked.instruction,
         check_truth=custom_reward(trained) is None,
     )
-    if faults := [*unknown_sources(trained, "data", asked.data, prompts.prompts), *reward_faults(trained, [prompts])]:
+    faults = [*unknown_sources(trained, "data", asked.data, prompts.prompts), *reward_faults(trained, [prompts])]
+    if faults := [*faults, *missing_engine("rollout_backend", asked.rollout_backend)]:
         raise BadInputError(faults)
     output = Path(asked.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInputError([f"output={asked.output}: cannot be made ({error.strerror}); name another"]) from None
-    placement = Placement("cuda" if torch.cuda.device_count() else "cpu", 1)
+    placement = Placement("cuda" if torch.cuda.device_count() else "cpu", 1, engine=asked.rollout_backend)
 
     def record(step: int, groups: Sequence[Group]) -> None:
         with open_lines(output / "responses.jsonl", "w") as file:

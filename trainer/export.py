@@ -1,5 +1,7 @@
 """`python -m trainer.export CHECKPOINT|RUN --output DIR`: a checkpoint as a plain Hugging Face folder.
 
+Adapters (LoRA) come merged into their base, or with `--adapter` alone, in PEFT's format.
+
 The folder holds weights (safetensors), configuration, generation config, tokenizer with its chat template, and a model
 card; transformers and vLLM load it as it is. It is written beside and renamed, so that half of one never has its name.
 Nothing leaves the machine unless `--upload` asks for it.
@@ -15,10 +17,10 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import huggingface_hub
 import torch
@@ -31,10 +33,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trainer import checkpoint
+from trainer.adapters import FACTORS, Adapter, AdapterSettings, last_name, merged_state
 from trainer.checkpoint import Checkpoint, CheckpointError
 from trainer.config.compose import read_yaml
 from trainer.errors import BAD_INPUT, DONE, FAILURE, INTERRUPTED, BadInputError
-from trainer.model_card import Exported, card_of
+from trainer.model_card import Exported, base_model, card_of
 from trainer.replaying.records import PastRun, past_run, told
 from trainer.workers.reading import Planner, Reader
 
@@ -155,7 +158,7 @@ def model_of(source: Source, weights: Weights, dtype: torch.dtype) -> Any:
     if weights == "student" and source.hf.is_dir():
         model, told_of = AutoModelForCausalLM.from_pretrained(source.hf, dtype=dtype, output_loading_info=True)
     else:
-        state = sharded(source.checkpoint.folder / checkpoint.STATE, weights)
+        state = state_of(source, weights)
         config = AutoConfig.from_pretrained(source.described)
         architecture = getattr(transformers, config.architectures[0])
         model, told_of = architecture.from_pretrained(
@@ -167,6 +170,50 @@ def model_of(source: Source, weights: Weights, dtype: torch.dtype) -> Any:
         raise BadInputError([f"{source.checkpoint.folder}: lacks the weights {', '.join(absent[:5])}; name another"])
     model.config.use_cache = True  # training switched the cache of keys and values off
     return model
+
+
+def adapters_of(source: Source) -> AdapterSettings | None:
+    """What the run adapted; None where it trained all weights."""
+    model = told(source.settings, "actor_rollout_ref", "model") or {}
+    if not model.get("lora_rank"):
+        return None
+    return AdapterSettings(model["lora_rank"], model["lora_alpha"], model["target_modules"])
+
+
+def state_of(source: Source, weights: Weights) -> dict[str, Tensor]:
+    """One model's weights by Hugging Face name, adapters merged into the initial model's.
+
+    Raises:
+        BadInputError: the checkpoint keeps no such model, or the initial model is not there.
+    """
+    settings = adapters_of(source)
+    if settings is None:
+        return sharded(source.checkpoint.folder / checkpoint.STATE, weights)
+    path = str(told(source.settings, "actor_rollout_ref", "model", "path"))
+    if not (Path(path) / "config.json").is_file():
+        raise BadInputError(
+            [f"{source.checkpoint.folder}: its adapters belong to {path}, which is not there; bring it"]
+        )
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    own = {name: parameter.detach() for name, parameter in base.named_parameters()}
+    return merged_state(own, added_of(source, weights), settings.scale, weights)
+
+
+def added_of(source: Source, weights: Weights) -> dict[str, Tensor]:
+    """The factors of student or teacher, by name; raises BadInputError where the checkpoint keeps none."""
+    every = sharded(source.checkpoint.folder / checkpoint.STATE, "student")
+    added = {name: factor for name, factor in every.items() if last_name(name) in FACTORS[weights]}
+    return added or refuse_weights(weights)
+
+
+def refuse_weights(weights: Weights) -> NoReturn:
+    """Raises that a checkpoint does not keep a model."""
+    raise BadInputError(
+        [
+            f"--weights {weights}: the checkpoint keeps no such weights; only a method whose teacher is the"
+            " student's moving average (teacher_regularization=ema) has any of the teacher's"
+        ]
+    )
 
 
 def sharded(state: Path, weights: Weights) -> dict[str, Tensor]:
@@ -182,12 +229,7 @@ def sharded(state: Path, weights: Weights) -> dict[str, Tensor]:
         name: entry for name, entry in every if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
     if not kept:
-        raise BadInputError(
-            [
-                f"--weights {weights}: the checkpoint keeps no such weights; only a method whose teacher is the"
-                " student's moving average (teacher_regularization=ema) has any of the teacher's"
-            ]
-        )
+        refuse_weights(weights)
     tensors: dict[str, Any] = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in kept.items()
     }
@@ -200,20 +242,23 @@ def sharded(state: Path, weights: Weights) -> dict[str, Tensor]:
 # ------------------------------------------------------------------ the folder
 
 
-def export(source: Source, output: Path, weights: Weights, dtype: torch.dtype, title: str) -> None:
-    """Writes the folder `output`, all of it or nothing.
+def export(
+    source: Source, output: Path, weights: Weights, dtype: torch.dtype, title: str, *, adapter: bool = False
+) -> None:
+    """Writes the folder `output`, all of it or nothing: a whole model, or an `adapter` alone.
 
     Raises:
         BadInputError: the checkpoint does not keep these weights.
         OSError: the disk is full or may not be written to.
     """
-    model = model_of(source, weights, dtype)
+    write = adapter_writer(source, weights, dtype) if adapter else model_writer(source, weights, dtype)
     aside = output.with_name(f".{output.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # of an export that was killed
     try:
         aside.mkdir()
-        write(model, source.described, aside)
-        exported = Exported(title, source.checkpoint.step, weights, str(dtype).removeprefix("torch."))
+        write(aside)
+        named = str(dtype).removeprefix("torch.")
+        exported = Exported(title, source.checkpoint.step, weights, named, adapter=adapter)
         (aside / "README.md").write_text(card_of(exported, source.settings, source.run), encoding="utf-8")
         for path in sorted(aside.rglob("*")):
             checkpoint.flush(path)
@@ -222,13 +267,33 @@ def export(source: Source, output: Path, weights: Weights, dtype: torch.dtype, t
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write(model: Any, described: Path, folder: Path) -> None:
-    """Writes a model and the tokenizer of `described` into a folder."""
-    model.save_pretrained(folder, max_shard_size=SHARD)
-    AutoTokenizer.from_pretrained(described).save_pretrained(folder)
-    mode = (folder / "config.json").stat().st_mode
-    for file in folder.glob("*.safetensors"):
-        file.chmod(mode)  # the library makes them for their owner alone
+def model_writer(source: Source, weights: Weights, dtype: torch.dtype) -> Callable[[Path], None]:
+    """What writes the model and its tokenizer into a folder; raises as `model_of` does."""
+    model = model_of(source, weights, dtype)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, max_shard_size=SHARD)
+        AutoTokenizer.from_pretrained(source.described).save_pretrained(folder)
+        mode = (folder / "config.json").stat().st_mode
+        for file in folder.glob("*.safetensors"):
+            file.chmod(mode)  # the library makes them for their owner alone
+
+    return write
+
+
+def adapter_writer(source: Source, weights: Weights, dtype: torch.dtype) -> Callable[[Path], None]:
+    """What writes the adapter into a folder.
+
+    Raises:
+        BadInputError: the run trained all weights, or the checkpoint does not keep these.
+    """
+    settings = adapters_of(source)
+    if settings is None:
+        raise BadInputError(
+            ["--adapter: the run trained all weights (actor_rollout_ref.model.lora_rank=0); leave it out"]
+        )
+    added = {name: factor.to(dtype) for name, factor in added_of(source, weights).items()}
+    return Adapter(settings, added, base_model(source.settings)).save
 
 
 # ------------------------------------------------------------------ the hub
@@ -282,6 +347,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, metavar="DIR", required=True, help="the folder to write; must not be there"
     )
     parser.add_argument("--weights", choices=("student", "teacher"), default="student", help="teacher: the EMA teacher")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--merged", action="store_true", help="of adapters (LoRA): merged into their base; the default")
+    form.add_argument("--adapter", action="store_true", help="of adapters: these alone, in the format of PEFT")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="by default as the run's sampler had them")
     parser.add_argument("--upload", metavar="REPO", help="then send it to the hub; a new repository is private")
     return parser.parse_args(argv)
@@ -300,7 +368,7 @@ def run(asked: argparse.Namespace) -> None:
     if asked.upload:
         check_upload(asked.upload)
     dtype = dtype_of(asked.dtype, source)
-    export(source, output, asked.weights, dtype, title=asked.upload or output.name)
+    export(source, output, asked.weights, dtype, title=asked.upload or output.name, adapter=asked.adapter)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{asked.output}: step {source.checkpoint.step}, {asked.weights}, {dtype}, {size / 1e6:,.1f} MB")
     print("  README.md is the model card; its licence line is yours to fill in")

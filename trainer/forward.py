@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mopd.types import FloatArray
+from trainer.adapters import Adapters
 from trainer.layout import TokenBatch, hidden_states
 from trainer.packing import Sample
 
@@ -37,9 +38,11 @@ def step_rows(samples: Sequence[Sample], like: Tensor) -> Tensor:
 class ResponseScorer(nn.Module):
     """A causal language model up to its output matrix, which whoever needs it finds in `head`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, adapters: Adapters | None = None) -> None:
         super().__init__()
         self.model: Any = model
+        self.adapters = adapters
+        """What the adapted layers have in common; None where all weights are the model's own."""
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Hidden states [M, H] that predict the batch's response tokens."""

@@ -84,7 +84,7 @@ def discrimination(name: str, samples: Sequence[Sample], scores: Mapping[int, fl
 
 
 def interval(name: str, estimate: Estimate | None) -> dict[str, float]:
-    """A mean over prompts, and the ends of its interval."""
+    """A mean over prompts, and the ends of its interval where there is one."""
     if estimate is None:
         return {}
     ends = {f"{PREFIX}/{name}_low": estimate.low, f"{PREFIX}/{name}_high": estimate.high}

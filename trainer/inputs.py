@@ -29,6 +29,7 @@ from trainer.config.compose import PROJECT, contradictions, distils
 from trainer.config.schema import Config
 from trainer.errors import BadInputError
 from trainer.placement import PLACEMENT_KEY, Placement, distance_faults, placement_faults, placement_of
+from trainer.planning.adapters import adapter_faults, target_faults
 from trainer.prompts import PromptSet, Renderer, load, read_tasks
 from trainer.trackers.opening import missing_trackers
 
@@ -56,7 +57,8 @@ def read_inputs(config: Config) -> Inputs:
         BadInputError: every fault of configuration, devices, model and data, together.
     """
     inputs, problems = examined(config, torch.cuda.device_count())
-    if inputs is None:
+    problems += missing_engine("actor_rollout_ref.rollout.name", config.actor_rollout_ref.rollout.name)
+    if inputs is None or problems:
         raise BadInputError(problems)
     return inputs
 
@@ -67,7 +69,7 @@ def examined(config: Config, gpus: int, *, weights: bool = True) -> tuple[Inputs
     Without `weights` a model's folder may lack them.
     """
     problems = [*contradictions(config), *placement_faults(config, gpus), *distance_faults(config, gpus)]
-    problems += missing_packages(config)
+    problems += [*missing_packages(config), *adapter_faults(config)]
     model, teacher = config.actor_rollout_ref.model.path, config.actor_rollout_ref.ref.model.path
     faults = model_faults(config, MODEL_KEY, model, weights=weights)
     if teacher is not None:
@@ -76,7 +78,7 @@ def examined(config: Config, gpus: int, *, weights: bool = True) -> tuple[Inputs
         return None, [*problems, *faults, *row_faults(config, untokenized=True)]
     try:
         renderers = load_renderers(config)
-        problems += breadth_faults(config)
+        problems += [*breadth_faults(config), *target_faults(config)]
     except BadInputError as error:
         return None, [*problems, *error.problems, *row_faults(config, untokenized=True)]
     try:
@@ -112,6 +114,21 @@ def missing_packages(config: Config) -> list[str]:
             "docs/setup.md says how, or set ATTN_IMPLEMENTATION=sdpa"
         )
     return faults
+
+
+def missing_engine(key: str, name: str) -> list[str]:
+    """A sentence where the engine that is to sample, the value of `key`, is not installed or cannot be."""
+    if name == "sglang":
+        return [
+            f"{key}=sglang: no version of SGLang has both the torch and the transformers of this project "
+            f"(docs/setup.md); set ROLLOUT_BACKEND=vllm or hf"
+        ]
+    if name != "vllm" or importlib.util.find_spec("vllm") is not None:
+        return []
+    return [
+        f"{key}=vllm: vLLM is not installed in this Python; install it (docs/setup.md), or set ROLLOUT_BACKEND=hf, "
+        f"which samples with transformers alone"
+    ]
 
 
 def model_faults(config: Config, name: str, path: str, *, weights: bool = True) -> list[str]:

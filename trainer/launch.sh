@@ -7,6 +7,7 @@
 #
 # Environment: MOPD_PYTHON   a Python to use as it is, whatever packages it has
 #              MOPD_DEVICE   cpu, cuda or gh200: set up for a machine other than this one
+#              ROLLOUT_BACKEND=hf   vLLM is neither installed nor asked for
 # Callers have `set -euo pipefail`. All messages go to stderr; exit codes: 1 set-up failed, 2 bad input.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
@@ -180,6 +181,7 @@ mopd_install() { # DEVICE [dev]
     mopd_pip_settings
     mopd_step installer "$python" -m pip install --compile "$MOPD_UV"
     mkdir -p -- "$("$MOPD_VENV/bin/uv" cache dir 2>/dev/null)" 2>/dev/null || export UV_NO_CACHE=1 # no home to write to
+    [[ ${ROLLOUT_BACKEND-} != hf ]] || files=(-r "$MOPD_ROOT/requirements.txt" "torch==$(mopd_torch_pin)") # no vLLM
     if [[ $device == cpu ]]; then
         files+=(--override "$MOPD_ROOT/cpu-overrides.txt")
         mopd_step torch mopd_torch_cpu

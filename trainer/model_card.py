@@ -39,6 +39,22 @@ class Exported:
     weights: str
     """`student` or `teacher`."""
     dtype: str
+    adapter: bool = False
+    """Whether it is the adapter alone, without the base model."""
+
+
+ADAPTER_USE = """## Use
+
+This is a low-rank adapter (LoRA) in the format of the package peft; it needs the base model.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "PATH")
+```
+
+`vllm serve {base} --enable-lora --lora-modules trained=PATH` serves it."""
 
 
 def card_of(exported: Exported, settings: Mapping[str, Any], run: PastRun | None) -> str:
@@ -49,12 +65,17 @@ def card_of(exported: Exported, settings: Mapping[str, Any], run: PastRun | None
         settings: those of the checkpoint, as nested dictionaries.
         run: the run that wrote the checkpoint; None where its folder is not at hand.
     """
-    parts = [header(settings), f"# {exported.title}", introduction(exported, settings, run), usage(exported, settings)]
+    parts = [
+        header(exported, settings),
+        f"# {exported.title}",
+        introduction(exported, settings, run),
+        usage(exported, settings),
+    ]
     parts += [training(exported, settings, run), quality(exported, settings, run), LICENCE, citation()]
     return "\n\n".join(parts) + "\n"
 
 
-def header(settings: Mapping[str, Any]) -> str:
+def header(exported: Exported, settings: Mapping[str, Any]) -> str:
     """What the hub reads; the licence, and a base model whose name on the hub is unknown, are left to the user."""
     name = base_model(settings)
     known = HUB_CACHE.search(str(told(settings, "actor_rollout_ref", "model", "path"))) is not None
@@ -64,7 +85,7 @@ def header(settings: Mapping[str, Any]) -> str:
         f"base_model: {json.dumps(name)}"
         if known
         else f"# base_model: fill in OWNER/NAME; trained from a folder {name}",
-        "library_name: transformers",
+        f"library_name: {'peft' if exported.adapter else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [mopd, on-policy-distillation, reinforcement-learning]",
         "---",
@@ -105,6 +126,8 @@ def introduction(exported: Exported, settings: Mapping[str, Any], run: PastRun |
 
 def usage(exported: Exported, settings: Mapping[str, Any]) -> str:
     """How it is asked."""
+    if exported.adapter:
+        return ADAPTER_USE.format(base=base_model(settings))
     template = told(settings, "data", "apply_chat_template_kwargs") or {}
     more = "".join(f", {name}={value!r}" for name, value in template.items())
     return f"""## Use

@@ -109,17 +109,19 @@ class Parts:
         settings = replace(self.sampling, max_tokens=self.horizon(step - 1))
         path = [step, draw] if draw else [step]
         asked, n, newest = self.asked(rows, step, draw), self.sizes.rollouts, step - 1
+        if self.early is not None and not draw:
+            self.early.begin()
         if self.early is None or not self.contexts.by_group:
             return self.sampler.sample(asked, n, settings, path, newest=newest)
-        if not draw:
-            self.early.begin()
         show = partial(self.show, step)
         return self.sampler.sample(asked, n, settings, path, newest=newest, finished=show)
 
     def show(self, step: int, verified: Sequence[Group]) -> None:
         """Shows the teacher groups that are finished."""
         assert self.early is not None
-        groups = self.without_cut(verified, step)
+        groups: Sequence[Group] = self.without_cut(verified, step)
+        if self.redraws:
+            groups = self.teaching(groups)
         contexts = self.contexts.build(groups, step)
         self.early.show(self.samples_of(groups, contexts, self.streams(groups, contexts)))
 
@@ -189,10 +191,8 @@ class Parts:
         samples = self.samples_of(groups, contexts, streams)
         record = frozenset(range(RECORDED_GROUPS * self.sizes.rollouts))
         taught, early = (None, {}) if self.early is None else self.early.complete(samples)
-        if (
-            self.sizes.bare and step % BARE_EVERY == 1
-        ):  # of the first mini-batch: later a teacher that is the student has moved
-            first = self.policy.mini_batch_rollouts
+        if self.sizes.bare and step % BARE_EVERY == 1:
+            first = self.policy.mini_batch_rollouts  # later a teacher that is the student has moved
             samples = asked_bare(samples, groups, self.contexts, self.sizes.bare, first)
         updating = self.policy.begin(samples, step, record, taught)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +20,18 @@ class Placement:
 
     device: str
     ranks: int
+    """On all nodes together."""
     teachers: int = 0
-    samplers: int = 1
     """Processes of a teacher with a placement of its own."""
+    samplers: int = 1
+    nodes: int = 1
+    engine: str = "vllm"
+    """What samplers draw with: actor_rollout_ref.rollout.name."""
+
+    @property
+    def per_node(self) -> int:
+        """Actor ranks of a node."""
+        return self.ranks // self.nodes
 
     def gpus(self, rank: int) -> float:
         """Share of a GPU of an actor rank. Rank 0 and the sampler halve one; whole ones keep the others apart."""
@@ -29,8 +40,9 @@ class Placement:
         return 1.0 if rank else 0.5
 
     def transfer_backend(self, number: int) -> str:
-        """How weights go from rank 0 to sampler `number`; the first is on the same GPU."""
-        on_gpu = "nccl" if number else "ipc"
+        """How weights go from rank 0 to sampler `number`; the first is on its GPU, and vLLM has ways of its own."""
+        vllms = "nccl" if number else "ipc"
+        on_gpu = vllms if self.engine == "vllm" else "gloo-bf16"
         return "gloo" if self.device == "cpu" else on_gpu
 
     @property
@@ -50,23 +62,30 @@ def placement_of(config: Config, gpus: int | None = None) -> Placement:
     device, visible = device_of(config, gpus), torch.cuda.device_count() if gpus is None else gpus
     asked, beside = config.actor_rollout_ref.ref.n_gpus, config.actor_rollout_ref.ref.placement == "colocate"
     teachers, samplers = 0 if beside else asked, config.actor_rollout_ref.rollout.n_samplers
-    by_default = max(visible - teachers - (samplers - 1), 1) if device == "cuda" else 1
-    return Placement(device, config.trainer.n_gpus_per_node or by_default, teachers, samplers)
+    nodes = config.trainer.nnodes
+    others = -(-(teachers + samplers - 1) // nodes)
+    by_default = max(visible - others, 1) if device == "cuda" else 1
+    ranks, engine = nodes * (config.trainer.n_gpus_per_node or by_default), config.actor_rollout_ref.rollout.name
+    return Placement(device, ranks, teachers, samplers, nodes, engine)
 
 
-def placement_faults(config: Config, gpus: int | None = None) -> list[str]:
-    """Sentences for devices that are not there; `gpus` stands for those visible."""
+def placement_faults(config: Config, gpus: int | None = None, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Sentences for devices that are not there; `gpus` stands for those visible.
+
+    What a cluster has is told once it is joined.
+    """
     asked, visible, faults = config.trainer, torch.cuda.device_count() if gpus is None else gpus, []
-    if device_of(config, gpus) == "cuda" and (asked.n_gpus_per_node or 1) > visible:
+    here = "RAY_ADDRESS" not in environment
+    if here and device_of(config, gpus) == "cuda" and (asked.n_gpus_per_node or 1) > visible:
         faults.append(
             f"trainer.device={asked.device}, trainer.n_gpus_per_node={asked.n_gpus_per_node}: {visible} GPUs are "
             f"visible; lower N_GPUS_PER_NODE, or set trainer.device=cpu"
         )
     placement = placement_of(config, gpus)
     others = placement.samplers - 1
-    if placement.device == "cuda" and others and placement.ranks + others > visible:
+    if here and placement.device == "cuda" and others and placement.per_node + others > visible:
         faults.append(
-            f"actor_rollout_ref.rollout.n_samplers={placement.samplers}: {placement.ranks} actor processes and "
+            f"actor_rollout_ref.rollout.n_samplers={placement.samplers}: {placement.per_node} actor processes and "
             f"{others} of the samplers need as many GPUs, and {visible} are visible; lower it or N_GPUS_PER_NODE"
         )
     rollouts = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
@@ -76,12 +95,15 @@ def placement_faults(config: Config, gpus: int | None = None) -> list[str]:
             f"reference_compat=true: a step's {rollouts} rollouts (TRAIN_BATCH_SIZE x ROLLOUT_BATCH_SIZE) cannot be "
             f"dealt evenly to {ranks} devices, as the published order wants; choose a multiple of {ranks}"
         )
-    if asked.nnodes > 1:
-        faults.append(f"trainer.nnodes={asked.nnodes}: this version runs on one node; set NNODES=1")
+    if here and asked.nnodes > 1:
+        faults.append(
+            f"trainer.nnodes={asked.nnodes}: RAY_ADDRESS names no cluster of so many machines; start one "
+            f"(docs/cluster.md), or set NNODES=1"
+        )
     return faults
 
 
-def distance_faults(config: Config, gpus: int | None = None) -> list[str]:
+def distance_faults(config: Config, gpus: int | None = None, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Sentences for what a teacher with a placement of its own cannot do, and for devices that it would lack; `gpus`
     stands for those visible."""
     ref, actor = config.actor_rollout_ref.ref, config.actor_rollout_ref.actor
@@ -107,8 +129,9 @@ def distance_faults(config: Config, gpus: int | None = None) -> list[str]:
             f"each, so others would idle; lower it"
         )
     visible = torch.cuda.device_count() if gpus is None else gpus
-    taken = placement.ranks + placement.samplers - 1
-    if placement.device == "cuda" and taken + placement.teachers > visible:
+    taken = placement.per_node + placement.samplers - 1
+    here = "RAY_ADDRESS" not in environment
+    if here and placement.device == "cuda" and taken + placement.teachers > visible:
         faults.append(
             f"{asked}: {taken} processes of actor and sampler and {placement.teachers} of the teacher need as many "
             f"GPUs, and {visible} are visible; lower N_GPUS_PER_NODE or actor_rollout_ref.ref.n_gpus, or set it to "

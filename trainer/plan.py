@@ -90,6 +90,7 @@ def estimated(begun: Plan, examined: Examined) -> Plan:
     """The plan with what can be computed: with faults in the data, memory still; without a model, nothing."""
     from trainer.placement import placement_of
     from trainer.planning import estimate
+    from trainer.planning.adapters import adapter_parameters
     from trainer.planning.architecture import architecture_of
     from trainer.planning.budget import Spread, prompt_lengths, teacher_contexts
     from trainer.planning.rollouts import packing_plan
@@ -99,7 +100,8 @@ def estimated(begun: Plan, examined: Examined) -> Plan:
     paths = config.actor_rollout_ref.model.path, config.actor_rollout_ref.ref.model.path
     try:
         student = architecture_of(paths[0])
-        models = estimate.Models(student, student if paths[1] is None else architecture_of(paths[1]))
+        teacher = student if paths[1] is None else architecture_of(paths[1])
+        models = estimate.Models(student, teacher, adapter_parameters(config))
     except Exception:  # whatever transformers raises of a description; its fault is among the problems
         return begun
     placement = placement_of(config, begun.machine.gpus)

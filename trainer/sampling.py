@@ -258,7 +258,8 @@ class Sampling:
         """
         while True:
             try:
-                self.ready()
+                if not self.served_by_others(newest):
+                    self.ready()
                 return ask()
             except cluster.WorkerDiedError as error:
                 for slot in [slot for slot in self.slots if slot.alive and not self.lives(slot)]:
@@ -267,6 +268,11 @@ class Sampling:
                     raise  # it was another worker that died
                 if newest is not None and not any(slot.connected for slot in self.slots):
                     self.version = newest
+
+    def served_by_others(self, newest: int | None) -> bool:
+        """Whether new samplers are to wait, for the actor's weights are about to be others than the published ones."""
+        about_to_move = newest is not None and newest != self.version
+        return about_to_move and any(slot.connected for slot in self.slots)
 
     def lost(self, slot: Slot, error: cluster.WorkerDiedError) -> None:
         """Starts another sampler in the place of one that died.

@@ -108,11 +108,12 @@ def steps(
     try:
         with stopper.listening():
             screen.stage("starting workers")
-            services = start_workers(config, inputs.placement)
+            services = start_workers(config, inputs.placement, [folders.output, folders.checkpoints])
             stopper.listen()  # Ray has taken the signals
             policy, sampler, _ = services
             screen.stage("loading sampler and actor")
             versions = policy.join()
+            screen.say(f"  attention of the actor: {versions['attention']}")
             screen.stage("the actor is ready, loading sampler")
             versions |= {**sampler.describe(), "ray": cluster.version()}
             if start.checkpoint is not None:
@@ -242,7 +243,8 @@ def write_manifest(
     folders: Folders, config_name: str, config: Config, inputs: Inputs, versions: dict[str, str | int], done: int
 ) -> None:
     """What ran where: versions as the running workers report them, seed, commit, machine, folders."""
-    parameters = versions.pop("parameters")
+    parameters, attention = versions.pop("parameters"), versions.pop("attention")
+    trained = versions.pop("trained_parameters", parameters)
     manifest = {
         "method": config_name,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -260,8 +262,13 @@ def write_manifest(
             "cpus": os.cpu_count(),
             "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         },
-        "actors": {"device": inputs.placement.device, "ranks": inputs.placement.ranks},
-        "model": {"path": config.actor_rollout_ref.model.path, "parameters": parameters},
+        "actors": {
+            "device": inputs.placement.device,
+            "ranks": inputs.placement.ranks,
+            "nodes": inputs.placement.nodes,
+            "attention": attention,
+        },
+        "model": {"path": config.actor_rollout_ref.model.path, "parameters": parameters, "trained": trained},
         "sandbox": sandbox_told(config, inputs),
         "folders": {name: str(folder.resolve()) for name, folder in asdict(folders).items()},
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from mopd.credit import CreditSettings
 from mopd.horizon import Constant, Horizon, LinearStep, Ratio
 from mopd.methods import Method, method_of
+from trainer.adapters import AdapterSettings
 from trainer.config.schema import Config
 from trainer.objectives import LossSettings
 from trainer.scores import DivergenceSettings
-from trainer.workers.policy import OptimSettings
+from trainer.workers.models import OptimSettings
 from trainer.workers.views import TeacherSettings
 
 
@@ -76,6 +77,14 @@ def teacher_settings(config: Config) -> TeacherSettings:
         rate=distill.teacher_update_rate,
         model_path=config.actor_rollout_ref.ref.model.path,
     )
+
+
+def adapter_settings(config: Config) -> AdapterSettings | None:
+    """What is trained of the student, as plain values; None: all of it."""
+    asked = config.actor_rollout_ref.model
+    if not asked.lora_rank:
+        return None
+    return AdapterSettings(asked.lora_rank, asked.lora_alpha, asked.target_modules)
 
 
 def teacher_forwards(config: Config) -> int:

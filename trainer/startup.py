@@ -62,7 +62,7 @@ def surely_wanted(
     It cannot where a fault shows already, where there may be a GPU, and where a cluster is joined.
     """
     data, ref, asked = config.data, config.actor_rollout_ref.ref, config.trainer
-    if "RAY_ADDRESS" in environment or asked.device == "cuda" or contradictions(config):
+    if "RAY_ADDRESS" in environment or asked.nnodes > 1 or asked.device == "cuda" or contradictions(config):
         return None
     if asked.device == "auto" and any((devices / name).exists() for name in GPU_FILES):
         return None

@@ -147,24 +147,40 @@ def publish(
 ) -> None:
     """Sends `weights` of `numels` elements to every sampler, gathered once, and asks each to score `sequences` by them.
 
+    When one is lost on the way the others get all weights nevertheless: none of them is left with half of them.
+
     Raises:
         WorkerError: a sampler failed, died, or did not take a bucket in time.
     """
-    first = links[0]
+    first, whole, failures = links[0], list(links), list[cluster.WorkerError]()
     for link in links:
         link.begin()
     plan = plan_buckets([numel * first.dtype.itemsize for numel in numels], first.transfer.bucket_bytes)
     for number, count in enumerate(plan, start=1):
         failpoints.hit("sync.mid", step=version)
         bucket = [(name, weight.to(first.dtype)) for name, weight in islice(weights, count)]
-        for link in links:
-            link.send(bucket, f"{number} of {len(plan)}")
-    for link in links:
+        outcomes = {link: sent(link, bucket, f"{number} of {len(plan)}") for link in whole}
+        failures += [error for error in outcomes.values() if error is not None]
+        whole = [link for link, error in outcomes.items() if error is None]
+        if not whole:
+            break
+    for link in whole:
         link.finish(version, sequences)
+    if failures:
+        raise failures[0]
+
+
+def sent(link: Link, bucket: Bucket, place: str) -> cluster.WorkerError | None:
+    """Sends a bucket; what went wrong, if anything did."""
+    try:
+        link.send(bucket, place)
+    except cluster.WorkerError as error:
+        return error
+    return None
 
 
 class GlooLink(Link):
-    """Over TCP, between processors."""
+    """Over TCP, between processors; a bucket that was gathered on a GPU is copied from there."""
 
     dtype = torch.float32
 
@@ -179,7 +195,13 @@ class GlooLink(Link):
     def hand_over(self, bucket: Bucket) -> None:
         """Sends one message; the sampler loads it while the next bucket is gathered."""
         self.call("update_weights", note_of(bucket))
-        self.group.send([packed(bucket)], 1, 0).wait(timedelta(seconds=self.transfer.deadline_s))
+        self.group.send([packed(bucket).cpu()], 1, 0).wait(timedelta(seconds=self.transfer.deadline_s))
+
+
+class HalfGlooLink(GlooLink):
+    """The same in half the bytes, to a sampler on a GPU that has no way of its own."""
+
+    dtype = torch.bfloat16
 
 
 class NcclLink(Link):
@@ -224,7 +246,7 @@ class IpcLink(Link):
         torch.cuda.ipc_collect()
 
 
-LINKS: Mapping[str, type[Link]] = {"gloo": GlooLink, "nccl": NcclLink, "ipc": IpcLink}
+LINKS: Mapping[str, type[Link]] = {"gloo": GlooLink, "gloo-bf16": HalfGlooLink, "nccl": NcclLink, "ipc": IpcLink}
 
 
 # ------------------------------------------------------------------ the proof

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Ablations of MOPD: what the teacher sees, matched-budget controls of it, alpha, k and the teacher. Ends in one report.
-#   bash experiments/ablations/run.sh --dry-run | --local [--quick] [--only NAME[,NAME]] [key=value ...]
+#   bash experiments/ablations/run.sh --dry-run | --local | --slurm [--quick] [--only NAME[,NAME]] [key=value ...]
 #     --dry-run   prints the command line of every run and starts nothing
 #     --local     runs them here, one after the other, and compares them; once more: skips what is done, goes on
+#     --slurm     hands each to Slurm as a job of its own; with --dry-run prints the lines of sbatch
 #     --quick     12 steps of the embedded task, one seed: about 10 minutes on two cores; it decides nothing
 #     --only      these variants only, or patterns of their names; variants.txt beside this script has them all
 # Environment: MODEL_PATH, DATA_PATH  what is trained, as for run_local_sdpo.sh; default: the embedded model and task

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # GRPO, the baseline of run_sdpo.sh: LiveCodeBench, in the published settings.
-#   bash experiments/rich_feedback/run_baseline_grpo.sh --dry-run | --local [OPTION | key=value ...]
+#   bash experiments/rich_feedback/run_baseline_grpo.sh --dry-run | --local | --slurm [OPTION | key=value ...]
 #     --dry-run   prints the command line of every run and starts nothing
 #     --local     runs them here, one after the other; once more: skips what is done and resumes the rest
+#     --slurm     hands each to Slurm as a job of its own; with --dry-run prints the lines of sbatch
 #     --quick     two steps of the embedded task in place of all that: tries the machinery
 #     --only      these runs only, by their names without the seed; NAME may be a pattern such as '*Qwen3*'
 # Environment: DATASETS    folders, or names below datasets/; default: lcb_v6

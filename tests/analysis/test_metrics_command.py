@@ -50,25 +50,36 @@ def run(file, folder, *flags):
 
 
 def test_what_is_written(write, tmp_path, capsys):
-    file = write(lines_of())
+    file = write(lines_of(prompts=9))
     assert run(file, tmp_path / "new", "--num-bootstrap", 50) == 0
     document = json.loads((tmp_path / "new/m.json").read_text())
     assert document["input"] == str(file)
-    assert document["condition_sample_counts"] == {"base": 36, "solution": 36}
-    assert (document["prompt_count"], document["both_present_prompt_count"]) == (6, 5)
+    assert document["condition_sample_counts"] == {"base": 54, "solution": 54}
+    assert (document["prompt_count"], document["both_present_prompt_count"]) == (9, 8)
     summary = document["sample_sets"]["all_samples"]["conditions"]["base"]
-    assert (summary["count_prompts"], summary["success_auc_prompts"]) == (6, 5)
+    assert (summary["count_prompts"], summary["success_auc_prompts"]) == (9, 8)
     assert set(summary["by_bucket"]) == {"medium", "hard"}
     assert summary["mean_prompt_length"] == 20.0
     assert summary["truncation_rate"] == 0.0
     table = (tmp_path / "new/m_table7.md").read_text()
     assert "both_present_effective_only" in table
-    assert f"| solution | 5 | {document_told(document, 'solution', 'mean_spearman')}" in table
+    assert f"| solution | 8 | {document_told(document, 'solution', 'mean_spearman')}" in table
     with (tmp_path / "new/m_table7.csv").open() as rows:
         by_condition = {row["condition"]: row for row in csv.DictReader(rows)}
     shown = document["sample_sets"]["both_present_effective_only"]["conditions"]["solution"]
     assert float(by_condition["solution"]["success_auc_ci_high"]) == shown["success_auc_ci"][1]
     assert "solution" in capsys.readouterr().out
+
+
+def test_few_prompts_have_means_and_no_intervals(write, tmp_path):
+    assert run(write(lines_of(prompts=8)), tmp_path, "--num-bootstrap", 50) == 0
+    summary = json.loads((tmp_path / "m.json").read_text())["sample_sets"]["all_samples"]["conditions"]["solution"]
+    assert summary["success_auc_prompts"] == 7
+    assert "success_auc" in summary
+    assert "success_auc_ci" not in summary
+    assert "mean_prompt_length_ci" in summary  # of 8 prompts
+    with (tmp_path / "m_table7.csv").open() as rows:
+        assert {row["success_auc_ci_low"] for row in csv.DictReader(rows)} == {""}
 
 
 def document_told(document, condition, metric):

@@ -70,6 +70,20 @@ def test_absent_bars_are_absent_and_others_have_their_height():
     ]
 
 
+def test_bars_by_bucket_say_of_how_many_prompts_and_few_have_no_line():
+    pytest.importorskip("matplotlib")
+    import plot_teacher_metrics as plotting
+
+    conditions = {"base": summary_of(0.5, easy=0.75, hard=0.25)}
+    conditions["base"]["by_bucket"]["easy"] |= {"success_auc_prompts": 2}
+    del conditions["base"]["by_bucket"]["easy"]["success_auc_ci"]
+    figure = plotting.figures_of(plotting.Found("all", conditions))["teacher_metrics_by_bucket.png"]
+    (axes,) = [axes for axes in figure.axes if axes.get_title().startswith("AUC")]
+    assert [text.get_text() for text in axes.texts] == ["0.75 (2)", "0.25 (3)"]
+    lines = [list(line.get_xdata()) for line in axes.lines if line.get_color() == "black"]
+    assert lines == [pytest.approx([0.15, 0.35])]
+
+
 @pytest.mark.parametrize(
     "document",
     [

@@ -90,6 +90,47 @@ def test_policies_are_not_pooled_unless_asked(prepare):
     assert {row["prompt_group_size"] for row in pool} == {12}
 
 
+def test_what_is_left_out_is_counted_with_its_reason(prepare, capsys):
+    rows = lines(prompts=4, attempts=6)
+    rows += [row | {"step": 2} for row in rows[:2]] + [rows[7] | {"uid": "zzz"}]  # too small, and later than the others
+    rows += [row | {"step": 0} for row in rows[:6]]
+    candidates, _, summary = prepare(rows, "--min-responses-per-prompt", "3", "--max-responses-per-prompt", "5")
+    assert {row["rollout_step"] for row in candidates} == {1}
+    assert {row["uid"] for row in candidates} == {f"1-{number}" for number in range(4)}
+    assert summary["left_out"] == {
+        "groups": {"too_small": 2, "earlier": 1},
+        "responses": {"too_small": 3, "earlier": 6, "over_max_responses": 4},
+    }
+    assert summary["responses_read"] == summary["responses"] + sum(summary["left_out"]["responses"].values())
+    told = capsys.readouterr()
+    assert "left out: 3 responses of 2 groups, smaller than --min-responses-per-prompt" in told.err
+    assert "left out: 4 responses, beyond --max-responses-per-prompt" in told.out
+    _, _, few = prepare(rows, "--max-prompts", "2")
+    assert few["left_out"]["groups"]["over_max_prompts"] == 2
+    assert few["responses_read"] == few["responses"] + sum(few["left_out"]["responses"].values())
+
+
+def test_a_response_that_is_there_twice_is_refused(prepare, tmp_path, capsys):
+    rows = lines(prompts=1)
+    twice = [*rows, rows[1], rows[2] | {"output": "another text"}]
+    source = write(tmp_path / "twice.jsonl", twice)
+    assert run(prepare_rollout_dataset, "--input", source, "--output-dir", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert f"{source}, line 7: response '1-0-1' stands at {source}, line 2 already" in told
+    assert f"{source}, line 8: response '1-0-2' stands at {source}, line 3 already" in told
+    candidates, *_ = prepare(rows)
+    assert (
+        run(
+            prepare_rollout_dataset,
+            *("--input", write(tmp_path / "c.jsonl", [*candidates, candidates[0]]), "--output-dir", tmp_path / "out"),
+        )
+        == 2
+    )
+    assert "stands at" in capsys.readouterr().err
+    nameless = [{name: value for name, value in row.items() if name != "rollout_id"} for row in (rows[0], *rows)]
+    assert len(prepare(nameless)[0]) == 7  # siblings may write the same
+
+
 def test_unknown_is_neither_right_nor_wrong(prepare):
     rows = lines(attempts=4)
     rows[0] |= {"status": "unknown", "score": 0.0, "feedback": "the verifier failed"}
@@ -165,6 +206,22 @@ def test_what_cannot_be_used_is_told(tmp_path, capsys, text, told):
     (tmp_path / "in.jsonl").write_text(text)
     assert run(prepare_rollout_dataset, "--input", tmp_path / "in.jsonl", "--output-dir", tmp_path / "out") == 2
     assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("uid", [1]), ("uid", None), ("uid", True), ("step", "abc"), ("step", None), ("step", -1), ("step", 1.5),
+        ("rollout_id", {}), ("prompt_id", [1]), ("data_source", ["chain"]), ("feedback", 3), ("status", 1),
+        ("finish_reason", ["stop"]), ("extra_info", "x"),
+    ],
+)  # fmt: skip
+def test_a_field_of_the_wrong_type_is_told_by_its_line(tmp_path, capsys, name, value):
+    good = {"input": "a", "output": "b", "score": 1, "step": 1, "uid": "1"}
+    write(tmp_path / "in.jsonl", [good, good, good | {name: value}])
+    assert run(prepare_rollout_dataset, "--input", tmp_path / "in.jsonl", "--output-dir", tmp_path / "out") == 2
+    assert f"in.jsonl, line 3: has {value!r} as its" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -144,11 +144,12 @@ def test_the_interval_is_that_of_a_mean():
 
 
 def test_prompts_without_a_figure_do_not_move_its_interval_to_0():
-    prompts = [{"success_auc": 1.0}] * 3 + [{"truncation_rate": 0.5}] * 40 + [{"brier_sigmoid": 1.0}]
+    prompts = [{"success_auc": 1.0}] * 8 + [{"truncation_rate": 0.5}] * 40 + [{"brier_sigmoid": 1.0}] * 7
     found = summary(prompts, QUICK)
     assert found["success_auc_ci"] == pytest.approx([1.0, 1.0])
     assert found["truncation_rate_ci"] == pytest.approx([0.5, 0.5])
-    assert "brier_sigmoid_ci" not in found  # one prompt tells nothing of others
+    assert found["brier_sigmoid_prompts"] == 7
+    assert "brier_sigmoid_ci" not in found  # too few prompts to tell of others
 
 
 # ------------------------------------------------------------------ rows

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import generate_strong_success
 import generation_backends
 import pytest
+from json_lines import BadInput
 
 from tests.analysis.chain_rollouts import read, run, write
 
@@ -119,6 +120,42 @@ def test_started_again_it_asks_for_what_is_missing(serve, generate):
     assert len(server.asked) == 2
     assert sorted(row["prompt_id"] for row in rows) == ["p0", "p1", "p2", "p3"]
     assert generate(server, "--model", "other")[0] == 2
+
+
+@pytest.mark.parametrize("option", [("--temperature", "0.9"), ("--seed", "7"), ("--max-new-tokens", "9")])
+def test_other_settings_are_refused_and_change_nothing(serve, generate, capsys, option):
+    server = serve(lambda number, body: (200, {}, RIGHT if number < 2 else WRONG))
+    _, first, out = generate(server, "--workers", "1")
+    asked = len(server.asked)
+    code, rows, _ = generate(server, *option)
+    assert (code, rows, len(server.asked)) == (2, first, asked)
+    assert f"was made with another {option[0]}; name another --output" in capsys.readouterr().err
+    out.unlink()
+    assert generate(server, *option)[0] == 0  # nothing is there that could be mixed
+    assert generate(server, *option)[0] == 0
+
+
+def test_answers_are_kept_when_another_prompt_of_the_same_moment_is_refused(monkeypatch):
+    class Backend:
+        def close(self):
+            """Nothing."""
+
+    class Ask:
+        backend, together = Backend(), threading.Barrier(4)
+
+        def __call__(self, row):
+            self.together.wait(10)
+            if row == 1:
+                raise BadInput("never")
+            return None, {"row": row}
+
+    # All four have ended before any of them is looked at, whatever the threads do.
+    waited = generate_strong_success.wait
+    monkeypatch.setattr(generate_strong_success, "wait", lambda waiting, **_: waited(waiting))
+    answers = generate_strong_success.answered(Ask(), range(4), 4)
+    assert sorted(next(answers)[1]["row"] for _ in range(3)) == [0, 2, 3]
+    with pytest.raises(BadInput):
+        next(answers)
 
 
 def test_busy_servers_are_asked_again_and_wrong_answers_too(serve, generate):

@@ -11,7 +11,6 @@ ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 DISTILL, LOSS = f"{ACTOR}.self_distillation", f"{ACTOR}.policy_loss"
 SHORT = {"data.max_prompt_length": "40", f"{DISTILL}.max_reprompt_len": "56"}
 UNCOVERED = {
-    f"{ROLLOUT}.name": "there is one engine",
     f"{ROLLOUT}.gpu_memory_utilization": "nothing reads it without a GPU",
     "trainer.nnodes": "more than one node is refused",
 }
@@ -19,6 +18,7 @@ UNCOVERED = {
 UNREACHED = {
     "actor_rollout_ref.model.attn_implementation=flash_attention_2": "needs a GPU",
     "trainer.device=cuda": "needs a GPU",
+    f"{ROLLOUT}.name=sglang": "is refused; tests/trainer/test_sampler_hf.py",
     "reward.sandbox_tier=1": "what null takes; programs run in it in tests/mopd/sandbox",
     "reward.sandbox_tier=3": "no row of this data is a program; tests/mopd/sandbox",
     f"{LOSS}.loss_mode=vanilla": "runs in test_run",
@@ -59,6 +59,7 @@ class Case:
             "trainer.health.stop_on",
             "reward.sandbox_tier",
             "data.apply_chat_template_kwargs",
+            "actor_rollout_ref.model.target_modules",
             "profile",
         )
         return [f"{key}={value}" if key in raw else as_override(key, value) for key, value in options.items()]
@@ -114,6 +115,9 @@ CASES = {
             f"{DISTILL}.teacher_update_rate": "0.5",
             f"{DISTILL}.reprompt_truncation": "right",
             "data.max_response_length": "24",
+            "actor_rollout_ref.model.lora_rank": "3",
+            "actor_rollout_ref.model.lora_alpha": "7.5",
+            "actor_rollout_ref.model.target_modules": "[q_proj,down_proj]",
             "actor_rollout_ref.model.attn_implementation": "eager",
             f"{ACTOR}.ppo_epochs": "2",
             f"{ACTOR}.fsdp_config.optimizer_offload": "true",
@@ -191,6 +195,7 @@ CASES = {
             f"{DISTILL}.reprompt_truncation": "error",
             f"{ROLLOUT}.max_model_len": "2200",
             f"{ROLLOUT}.free_cache_engine": "true",
+            f"{ROLLOUT}.name": "hf",
             f"{ROLLOUT}.n_samplers": "2",
             "trainer.early_teacher": "true",
             "trainer.save_freq": "1",

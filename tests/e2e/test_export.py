@@ -69,6 +69,17 @@ def engine_of(folder: Path) -> Any:
     )
 
 
+def sequences_of(run: Run) -> list[Any]:
+    """Eight responses of every step, as tokens."""
+    drawn = [np.load(file) for file in sorted((run.output / "rollouts").glob("*.npz"))]
+    return [
+        tokens
+        for step in drawn
+        for tokens in np.split(step["token_ids"], np.cumsum(step["lengths"])[:-1])[:8]
+        if len(tokens) > 1
+    ]
+
+
 def test_vllm_answers_with_the_trainers_logprobs(mopd_run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     command = [
@@ -82,13 +93,7 @@ def test_vllm_answers_with_the_trainers_logprobs(mopd_run: Run, tmp_path: Path) 
         "float32",
     ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
-    drawn = [np.load(file) for file in sorted((mopd_run.output / "rollouts").glob("*.npz"))]
-    sequences = [
-        tokens
-        for step in drawn
-        for tokens in np.split(step["token_ids"], np.cumsum(step["lengths"])[:-1])[:8]
-        if len(tokens) > 1
-    ]
+    sequences = sequences_of(mopd_run)
     [checkpoint] = (mopd_run.output / "checkpoints").glob("step_3")
     cluster.start(worker_environment("cpu", offline=True), num_cpus=4)
     try:

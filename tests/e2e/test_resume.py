@@ -41,8 +41,8 @@ PLACES = (
 )
 
 
-def steps(output: Path, method: str, last: int, ranks: int, **flags: str) -> Run:
-    return train(output, method, *SMALL, TOTAL_STEPS=str(last), N_GPUS_PER_NODE=str(ranks), **flags)
+def steps(output: Path, method: str, last: int, ranks: int, *more: str, **flags: str) -> Run:
+    return train(output, method, *SMALL, *more, TOTAL_STEPS=str(last), N_GPUS_PER_NODE=str(ranks), **flags)
 
 
 def reproducible(run: Run) -> list[dict[str, Any]]:

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mopd.gauges import HEDGES, NGRAM, auc, copied_share, ngrams, over_prompts, pairwise_accuracy, uncertainty
+from mopd.gauges import (
+    HEDGES,
+    LEAST_PROMPTS,
+    NGRAM,
+    auc,
+    copied_share,
+    ngrams,
+    over_prompts,
+    pairwise_accuracy,
+    uncertainty,
+)
 
 Row = tuple[float, float]
 SCORES = st.sampled_from([-3.0, -1.5, -1.0, -0.25, 0.0])
@@ -49,7 +59,7 @@ def test_a_score_that_is_no_number_takes_no_part() -> None:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.none() | st.floats(0, 1), max_size=12))
+@given(st.lists(st.none() | st.floats(0, 1), max_size=16))
 def test_an_interval_holds_its_mean_of_what_is_known(values: list[float | None]) -> None:
     known = [value for value in values if value is not None]
     found = over_prompts(values, draws=200)
@@ -58,7 +68,7 @@ def test_an_interval_holds_its_mean_of_what_is_known(values: list[float | None])
         return
     assert found is not None
     assert (found.mean, found.prompts) == (pytest.approx(sum(known) / len(known)), len(known))
-    if len(known) == 1:
+    if len(known) < LEAST_PROMPTS:
         assert found.low is None
         assert found.high is None
         return
@@ -68,8 +78,8 @@ def test_an_interval_holds_its_mean_of_what_is_known(values: list[float | None])
 
 
 def test_an_interval_is_that_of_prompts_drawn_with_replacement() -> None:
-    values = [0.1, 0.9, 0.4, 0.7, 0.2]
-    drawn = np.random.default_rng(3).integers(5, size=(500, 5))
+    values = [0.1, 0.9, 0.4, 0.7, 0.2, 0.6, 0.3, 0.8]
+    drawn = np.random.default_rng(3).integers(8, size=(500, 8))
     low, high = np.percentile([np.mean([values[at] for at in draw]) for draw in drawn], [5, 95])
     found = over_prompts(values, draws=500, seed=3, confidence=0.9)
     assert found is not None
@@ -77,6 +87,24 @@ def test_an_interval_is_that_of_prompts_drawn_with_replacement() -> None:
     for wrong in ({"draws": 0}, {"confidence": 1.0}):
         with pytest.raises(ValueError, match="need draws"):
             over_prompts(values, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("prompts", "least"), [(2, None), (7, None), (8, 0.86), (32, 0.91)])
+def test_an_interval_is_given_only_where_it_holds_the_truth_about_as_often_as_it_says(
+    prompts: int, least: float | None
+) -> None:
+    rng, found = np.random.default_rng(0), []
+    for _ in range(400):
+        estimate = over_prompts(rng.normal(size=prompts).tolist(), draws=500)
+        assert estimate is not None
+        assert estimate.prompts == prompts
+        if least is None:
+            assert (estimate.low, estimate.high) == (None, None)
+            continue
+        assert estimate.low is not None
+        assert estimate.high is not None
+        found.append(estimate.low <= 0.0 <= estimate.high)
+    assert least is None or least <= np.mean(found) <= 0.98
 
 
 @pytest.mark.parametrize("signal", [0.0, 1.0])

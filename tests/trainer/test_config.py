@@ -17,7 +17,7 @@ from trainer.errors import BadInputError
 VALUES = {
     "actor_rollout_ref.model.path": "/models/some",
     "actor_rollout_ref.model.attn_implementation": "eager",
-    "actor_rollout_ref.rollout.name": "vllm",
+    "actor_rollout_ref.rollout.name": "hf",
     "actor_rollout_ref.actor.self_distillation.failure_solution_condition": "when_no_solution",
     "actor_rollout_ref.actor.self_distillation.alpha": "0.25",
     "actor_rollout_ref.actor.optim.lr": "3e-05",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mopd.gauges import LEAST_PROMPTS
 from mopd.types import Group, Outcome, Peers, View
 from tests.mopd.groups import RIGHT, UNKNOWN, WRONG, group_of
 from tests.trainer.loss_cases import B, Bigram, Table, batch, sample
@@ -58,7 +59,16 @@ def test_figures_are_means_over_rollouts_and_over_prompts() -> None:
     assert {name: value for name, value in found.items() if name not in ends} == pytest.approx(
         {f"gauges/{name}": value for name, value in wanted.items()}
     )
-    assert ends == {f"gauges/teacher_{name}_{end}" for name in ("auc", "pairwise_accuracy") for end in ("low", "high")}
+    assert not ends  # of two prompts
+
+
+@pytest.mark.parametrize("prompts", [LEAST_PROMPTS - 1, LEAST_PROMPTS])
+def test_intervals_are_given_from_enough_prompts_on(prompts: int) -> None:
+    samples = [judged(index, index // 2, float(index % 2)) for index in range(2 * prompts)]
+    found = score_gauges(samples, {"teacher": {index: -float(index % 3) for index in range(2 * prompts)}})
+    ends = {name for name in found if name.endswith(("_low", "_high"))}
+    wanted = {f"gauges/teacher_{name}_{end}" for name in ("auc", "pairwise_accuracy") for end in ("low", "high")}
+    assert ends == (wanted if prompts == LEAST_PROMPTS else set())
 
 
 def test_nothing_is_made_up_where_nothing_is_known() -> None:

@@ -16,15 +16,20 @@ from trainer.config.schema import Config
 from trainer.sampling import Sampling
 from trainer.services import Policy
 
-UNREAD = {
-    "actor_rollout_ref.rollout.name": "there is one engine",
-}
+UNREAD: dict[str, str] = {}
 DISTILL = "actor_rollout_ref.actor.self_distillation"
 RUNS: list[tuple[str, list[str]]] = [
     ("mopd", [f"{DISTILL}.step_level_kl=true"]),
     ("mopd", ["reference_compat=true", "actor_rollout_ref.rollout.horizon.kind=ratio"]),
     ("popd", [f"actor_rollout_ref.ref.model.path={PROJECT}/datasets/chain/model"]),
-    ("grpo", ["algorithm.filter_groups=true", "custom_reward_function.path=judge.py"]),
+    (
+        "grpo",
+        [
+            "algorithm.filter_groups=true",
+            "custom_reward_function.path=judge.py",
+            "actor_rollout_ref.model.lora_rank=4",
+        ],
+    ),
 ]
 
 
@@ -57,7 +62,7 @@ def keys_read(method: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(session, "train", begin)
     monkeypatch.setattr(cluster, "start", lambda *_, **__: None)
     monkeypatch.setattr(cluster, "spawn", lambda *_, **__: MagicMock())
-    monkeypatch.setattr(Policy, "join", lambda self: {"parameters": 1})
+    monkeypatch.setattr(Policy, "join", lambda self: {"parameters": 1, "attention": "none"})
     monkeypatch.setattr(Sampling, "describe", lambda self: {"vllm": "0"})
     with pytest.raises(Started):
         session.train_session(method, replace(resolved, config=Watched(resolved.config, "", read)), MagicMock())

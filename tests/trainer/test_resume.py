@@ -279,11 +279,12 @@ def test_what_the_controller_remembers_goes_on_as_if_nothing_had_been(tmp_path: 
         return Health(monitor, tmp_path / "health.jsonl", patience=3, remind_every=9, stop_on=frozenset({"no_signal"}))
 
     figures = {"critic/informative_group_fraction": 0.0, "response_length/mean": 7.25}
-    whole, broken = parts_with(health=health()), parts_with(health=health())
+    sampler = SimpleNamespace(lengths={"row 1": 7.25})
+    whole, broken = (parts_with(health=health(), sampler=sampler) for _ in range(2))
     for step in (1, 2):
         whole.health.watch(step, figures)
         broken.health.watch(step, figures)
-    resumed = parts_with(health=health())
+    resumed = parts_with(health=health(), sampler=SimpleNamespace(lengths={}))
     resumed.restore(json.loads(json.dumps(broken.state())))
     for parts in (whole, resumed):
         parts.health.watch(3, figures)

@@ -51,6 +51,7 @@ def test_ray_started_ahead_is_the_one_that_the_workers_ask_for(
         ("actor_rollout_ref.model.path=nowhere", {}),
         ("actor_rollout_ref.ref.model.path=nowhere", {}),
         ("actor_rollout_ref.ref.placement=own", {"RAY_ADDRESS": "somewhere:1"}),
+        ("trainer.nnodes=2", {}),
         ("actor_rollout_ref.actor.ppo_mini_batch_size=5", {}),
     ],
 )

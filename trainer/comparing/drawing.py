@@ -49,7 +49,7 @@ def draw(figures: Sequence[Figure], labels: Mapping[str, str], confidence: float
         left.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     rows[-1][0].set_xlabel("step")
     rows[-1][1].set_xlabel("response tokens sampled for training")
-    sheet.suptitle(f"Held-out quality, mean over seeds with {100 * confidence:g} % t-intervals", fontsize=11)
+    sheet.suptitle(title_of(figures, confidence), fontsize=11)
     lines = importlib.import_module("matplotlib.lines")
     handles = [
         lines.Line2D(
@@ -67,6 +67,14 @@ def draw(figures: Sequence[Figure], labels: Mapping[str, str], confidence: float
     sheet.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.savefig(file, dpi=150)
+
+
+def title_of(figures: Sequence[Figure], confidence: float) -> str:
+    """What is drawn: of one seed each there are no intervals."""
+    points = (point for figure in figures for group in figure.by_step.values() for point in group)
+    if all(point.at.half_width is None for point in points):
+        return "Held-out quality, one seed each: no intervals"
+    return f"Held-out quality, mean over seeds with {100 * confidence:g} % t-intervals"
 
 
 def draw_band(axes: Any, points: Sequence[Point], style: Mapping[str, str]) -> None:

@@ -36,8 +36,9 @@ class RolloutHorizon:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rollout:
-    name: Literal["vllm"]
-    """The engine that samples."""
+    name: Literal["vllm", "hf", "sglang"]
+    """What samples: vLLM, or hf: the model's own forward passes (transformers), for machines without vLLM. sglang is
+    refused: no version of it fits the other packages."""
     n: int = Field(ge=1)
     """Rollouts per prompt: the size of a group."""
     temperature: float = Field(gt=0)

@@ -6,7 +6,7 @@ documentation: `docs/configuration.md` is generated from here.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -43,6 +43,12 @@ class Data:
 class Model:
     path: str
     """Folder of a Hugging Face causal language model and its tokenizer."""
+    lora_rank: int = Field(ge=0)
+    """Trains low-rank adapters (LoRA) of this rank and leaves the model's own weights as they are; 0 trains these."""
+    lora_alpha: float = Field(gt=0)
+    """Scale of the adapters: what they add is multiplied by lora_alpha / lora_rank."""
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
+    """With lora_rank: which layers get adapters, by their last names, as [q_proj,v_proj]; never the output layer."""
     enable_gradient_checkpointing: bool
     """Recomputes activations in the backward pass: less memory, about a third more time."""
     attn_implementation: Literal["packed", "sdpa", "eager", "flash_attention_2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -50,16 +51,25 @@ class Architecture:
         return self.kv_heads * self.head_dim
 
 
+def skeleton_of(folder: str) -> Any:
+    """The model whose `config.json` lies in `folder`, without the values of its weights.
+
+    Raises:
+        OSError, ValueError, KeyError: the description cannot be read, or is of no model that transformers knows.
+    """
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+
+
 def architecture_of(folder: str) -> Architecture:
     """The sizes of the model whose `config.json` lies in `folder`.
 
     Raises:
         OSError, ValueError, KeyError: the description cannot be read, or is of no model that transformers knows.
     """
-    config = AutoConfig.from_pretrained(folder)
+    model = skeleton_of(folder)
+    config = model.config
     text = config.get_text_config()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     layers = int(text.num_hidden_layers)
     within = sum(count for name, count in counts.items() if ".layers." in name)

@@ -75,6 +75,8 @@ class Work:
     prefix_caching: bool
     recompute: bool
     samplers: int = 1
+    adapters: int = 0
+    """Weights of adapters, where these alone are trained."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def seconds_of(
     phases["learn: gather, reduce"] = exchanged(model, teacher, work, site) / site.device.link
     steady = site.device.bandwidth * site.device.bandwidth_share
     # AdamW reads weight, gradient and two moments and writes three of them; the average reads two and writes one.
-    phases["learn: optimiser"] = 4.0 * model.parameters / site.ranks * (7 + 3 * (work.teacher_forwards > 0)) / steady
+    trained = work.adapters or model.parameters
+    phases["learn: optimiser"] = 4.0 * trained / site.ranks * (7 + 3 * (work.teacher_forwards > 0)) / steady
     phases["publish"] = site.element * model.parameters / site.device.link + 4.0 * model.parameters / steady
     return phases, at_once
 
@@ -152,6 +155,6 @@ def exchanged(model: Architecture, teacher: Architecture | None, work: Work, sit
     """Bytes that a rank receives and sends in a step: weights for every pass, and fp32 gradients."""
     if site.ranks == 1:
         return 0.0
-    student = (2 * site.element + 4) * model.parameters
+    student = 2 * site.element * model.parameters + 4 * (work.adapters or model.parameters)
     other = work.teacher_forwards * site.element * teacher.parameters if teacher is not None else 0.0
     return work.micro_batches * (student + other) * (site.ranks - 1) / site.ranks

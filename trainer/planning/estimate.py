@@ -10,7 +10,17 @@ from trainer.placement import Placement
 from trainer.planning.architecture import Architecture
 from trainer.planning.budget import Contexts, Spread
 from trainer.planning.costs import GIB, Device, Site, Work, kv_bytes_per_token, seconds_of
-from trainer.planning.memory import ActorPlan, Away, MicroBatch, memory_of, offloaded, staged, total, while_sampling
+from trainer.planning.memory import (
+    ActorPlan,
+    Away,
+    MicroBatch,
+    memory_of,
+    offloaded,
+    staged,
+    total,
+    while_publishing,
+    while_sampling,
+)
 from trainer.planning.rollouts import Lengths, PackingPlan, is_packed
 from trainer.planning.vocabulary import FP32, forward_bytes
 from trainer.settings import horizon_of, loss_settings, method_settings, teacher_forwards, teacher_settings
@@ -38,6 +48,8 @@ class Models:
     student: Architecture
     teacher: Architecture
     """The student's own where it teaches itself."""
+    adapters: int = 0
+    """Weights of the student's adapters; 0: all of its own are trained."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +118,12 @@ def actor_plans(config: Config, placement: Placement, models: Models, prompt: Sp
     method, kind = method_settings(config), teacher_settings(config).kind
     beside = method.has_reference or (method.distils and kind != "live" and not placement.teachers)
     loss, model = loss_settings(config), config.actor_rollout_ref.model
+    other = method.distils and config.actor_rollout_ref.ref.model.path is not None
+    on_base = beside and bool(models.adapters) and not other
     return [
         ActorPlan(
             student=models.student,
-            beside=(models.teacher if method.distils else models.student) if beside else None,
+            beside=(models.teacher if method.distils else models.student) if beside and not on_base else None,
             method=method,
             topk=loss.divergence.topk,
             union=loss.divergence.support == "union",
@@ -123,6 +137,8 @@ def actor_plans(config: Config, placement: Placement, models: Models, prompt: Sp
             eager=model.attn_implementation == "eager",
             micro_batch=batch,
             away=parts_away(config),
+            adapters=models.adapters,
+            teacher_adapters=models.adapters if on_base and method.distils and kind == "ema" else 0,
         )
         for batch in worst_micro_batches(config, prompt, placement)
     ]
@@ -141,7 +157,8 @@ def parts_away(config: Config) -> frozenset[Away]:
 
 def checkpoint_bytes(config: Config, plan: ActorPlan) -> tuple[float, float]:
     """Host memory of a checkpoint that is written: per rank, and on rank 0."""
-    follows = plan.method.distils and teacher_settings(config).kind == "ema" and plan.beside is not None
+    there = plan.beside is not None or bool(plan.teacher_adapters)
+    follows = plan.method.distils and teacher_settings(config).kind == "ema" and there
     return staged(plan, follows=follows)
 
 
@@ -167,13 +184,17 @@ def holders(config: Config, placement: Placement, models: Models, prompt: Spread
     weights = 2.0 * models.student.parameters
     sampler = {"weights (bf16)": weights, "engine": ENGINE, "key-value cache": max(taken - weights - ENGINE, 0.0)}
     beside = actor.get("teacher beside", 0.0)
-    loading = {"whole model (fp32)": FP32 * models.student.parameters + beside, "CUDA context": CONTEXT}
+    element = 2.0 if models.adapters else FP32
+    loading = {"whole model": element * models.student.parameters + beside, "CUDA context": CONTEXT}
     parts = {**actor, "allocator's slack": SLACK * total(actor), "CUDA context": CONTEXT}
     found = [Holder("sampler (on GPU 0)", sampler, taken)]
     if config.actor_rollout_ref.rollout.free_cache_engine:
-        idle = {**while_sampling(plans[0]), "CUDA context": CONTEXT}
+        teaches = config.trainer.early_teacher
+        idle = max((while_sampling(plan, teaches=teaches) for plan in plans), key=total)
+        sends = max(map(while_publishing, plans), key=total)
         found.append(Holder("actor rank 0, sampler asleep", parts, device.memory - CONTEXT))
-        found.append(Holder("actor rank 0 while sampling", idle, device.memory - taken))
+        found.append(Holder("actor rank 0 while sampling", {**idle, "CUDA context": CONTEXT}, device.memory - taken))
+        found.append(Holder("actor rank 0 while publishing", {**sends, "CUDA context": CONTEXT}, device.memory - taken))
     else:
         found.append(Holder("actor rank 0 (on GPU 0)", parts, device.memory - taken))
     found.append(Holder("rank 0 while loading", loading, device.memory - taken))
@@ -234,6 +255,7 @@ def cost_of(
         prefix_caching=config.actor_rollout_ref.rollout.enable_prefix_caching,
         recompute=config.actor_rollout_ref.model.enable_gradient_checkpointing,
         samplers=config.actor_rollout_ref.rollout.n_samplers,
+        adapters=models.adapters,
     )
     element = 2 if placement.device == "cuda" else FP32
     site = Site(device, placement.ranks, element, cache_bytes(config, placement, models, device))
@@ -273,7 +295,7 @@ def remedy(holder: Holder, config: Config, placement: Placement) -> str:
     more = "or take more devices (N_GPUS_PER_NODE)"
     if "loading" in holder.name:
         return f"{shared}: every rank loads the whole model before it is sharded"
-    if "while sampling" in holder.name:
+    if " while " in holder.name and "loading" not in holder.name:
         return f"{shared}, or set actor_rollout_ref.actor.fsdp_config.param_offload and optimizer_offload to true"
     asleep = "set actor_rollout_ref.rollout.free_cache_engine=true (the sampler then sleeps while the actor learns)"
     hints = [shared, asleep] if "rank 0 (" in holder.name else []
@@ -298,11 +320,15 @@ def host_notes(config: Config, placement: Placement, models: Models, prompt: Spr
     ranks, each = placement.ranks, FP32 * max(models.student.parameters, models.teacher.parameters) / GIB
     plan = actor_plans(config, placement, models, prompt)[0]
     shards, first = checkpoint_bytes(config, plan)
+    rollouts = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    taught = rollouts * longest_response(config) * models.teacher.hidden * plan.element / GIB
     notes = [
         f"host memory: {each:.1f} GiB in each of {ranks} actor processes while models load, {ranks * each:.0f} together"
     ]
     written = ((ranks - 1) * shards + first) / GIB
     notes.append(f"host memory: {written:.0f} GiB in all actor processes while a checkpoint is written")
+    if config.trainer.early_teacher:
+        notes.append(f"host memory: up to {taught:.0f} GiB of the teacher's states wait for the update (early_teacher)")
     if away := ranks * offloaded(plan) / GIB:
         notes.append(f"host memory: {away:.0f} GiB in all actor processes for what is not on the GPUs between phases")
     return notes

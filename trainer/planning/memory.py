@@ -75,6 +75,15 @@ class ActorPlan:
     micro_batch: MicroBatch
     away: frozenset[Away] = frozenset()
     """What lies in the host's memory, and not on the GPU, while it is not needed."""
+    adapters: int = 0
+    """Weights of the student's adapters, of which alone there are gradients and moments; 0: all weights are trained."""
+    teacher_adapters: int = 0
+    """Weights of those with which the student's base is its moving average."""
+
+    @property
+    def trained(self) -> int:
+        """Weights that are trained."""
+        return self.adapters or self.student.parameters
 
     @property
     def element(self) -> int:
@@ -108,6 +117,7 @@ class ActorPlan:
             vocabulary=self.student.vocabulary,
             element=self.element,
             device="cuda" if self.on_gpu else "cpu",
+            frozen=bool(self.adapters),
         )
 
 
@@ -120,20 +130,33 @@ def memory_of(plan: ActorPlan) -> dict[str, float]:
     """
     steady = steady_parts(plan)
     learning = (loss_moment(plan), head_moment(plan), layer_moment(plan), root_moment(plan))
-    published = (publish_moment(plan), proof_moment(plan))
     moments = [
         *({**without(plan, steady, "optimiser"), **moment} for moment in learning),
         {**steady, **optimizer_moment(plan)},
-        *({**without(plan, steady, "optimiser", "teacher beside"), **moment} for moment in published),
+        while_publishing(plan),
     ]
     peak: dict[str, float] = max(moments, key=total)
     return peak
 
 
-def while_sampling(plan: ActorPlan) -> dict[str, float]:
-    """Bytes by part that a rank keeps on its device while rollouts are drawn."""
+def while_publishing(plan: ActorPlan) -> dict[str, float]:
+    """Bytes by part that a rank holds while it sends weights and proves them, when a sampler is awake beside it."""
+    steady = without(plan, steady_parts(plan), "optimiser", "teacher beside")
+    moments = [{**steady, **moment} for moment in (publish_moment(plan), proof_moment(plan))]
+    peak: dict[str, float] = max(moments, key=total)
+    return peak
+
+
+def while_sampling(plan: ActorPlan, *, teaches: bool = False) -> dict[str, float]:
+    """Bytes by part that a rank keeps on its device while rollouts are drawn; `teaches`: groups to the teacher."""
     steady = without(plan, steady_parts(plan), "weights (fp32)", "optimiser", "teacher beside")
-    return {**steady, "gradients": 0.0}
+    idle = {**steady, "gradients": 0.0}
+    if not teaches or plan.beside is None:
+        return idle
+    whole = plan.element * (plan.beside.root + (1 if plan.ranks == 1 else 3) * plan.beside.layer)
+    states = plan.tokens * plan.element * (3 * plan.beside.intermediate + 3 * plan.beside.hidden)
+    shards = FP32 * plan.beside.parameters / plan.ranks
+    return {**idle, "teacher beside": shards, "gathered weights, buffers": float(whole), "activations": float(states)}
 
 
 def without(plan: ActorPlan, parts: dict[str, float], *idle: Away) -> dict[str, float]:
@@ -154,9 +177,14 @@ def total(parts: dict[str, float]) -> float:
 
 
 def steady_parts(plan: ActorPlan) -> dict[str, float]:
-    """What a rank holds throughout: masters, gradients, AdamW's two moments and the teacher beside, all fp32 shards."""
-    share = FP32 * plan.student.parameters / plan.ranks
-    parts = {"weights (fp32)": share, "gradients": share, "optimiser": 2 * share}
+    """What a rank holds throughout: masters, gradients, AdamW's two moments and the teacher beside, all fp32 shards.
+
+    Under adapters the student's own weights are no masters, but as they are computed with.
+    """
+    share = FP32 * plan.trained / plan.ranks
+    frozen = plan.element * plan.student.parameters if plan.adapters else 0
+    held = share + (frozen + FP32 * plan.teacher_adapters) / plan.ranks
+    parts = {"weights (fp32)": held, "gradients": share, "optimiser": 2 * share}
     if plan.beside is not None:
         parts["teacher beside"] = FP32 * plan.beside.parameters / plan.ranks
     return parts
@@ -234,7 +262,8 @@ def layer_moment(plan: ActorPlan) -> dict[str, float]:
     model = plan.student
     activations = kept_activations(plan) + (one_layer(plan) if plan.recompute else 0)
     flowing = plan.tokens * plan.element * (3 * model.intermediate + 3 * model.hidden)
-    reducing = (plan.element + 2 * FP32) * model.layer + plan.way.matrix
+    reduced = plan.adapters / model.layers if plan.adapters else model.layer
+    reducing = (plan.element + 2 * FP32) * reduced + plan.way.matrix_gradient
     return {
         "activations": activations + flowing,
         "logits and divergence": plan.way.others,
@@ -248,11 +277,14 @@ def root_moment(plan: ActorPlan) -> dict[str, float]:
     A tied embedding has two gradients, until they are added. Then the weights are given up, and the gradients copied
     into the message that is reduced; last come message and answer.
     """
-    passing = (
-        plan.element * (3 if plan.student.tied else 2),
-        plan.element + FP32,
-        FP32 * (1 + 1 / plan.ranks),
-    )
+    if plan.adapters:
+        passing: tuple[float, ...] = (plan.element,)  # nothing of this is trained
+    else:
+        passing = (
+            plan.element * (3 if plan.student.tied else 2),
+            plan.element + FP32,
+            FP32 * (1 + 1 / plan.ranks),
+        )
     return {
         "logits and divergence": plan.way.others + plan.way.states,
         "gathered weights, buffers": max(passing) * plan.student.root,
@@ -261,13 +293,14 @@ def root_moment(plan: ActorPlan) -> dict[str, float]:
 
 def optimizer_moment(plan: ActorPlan) -> dict[str, float]:
     """AdamW's temporaries: of all weights at once on a GPU, weight by weight on a CPU."""
-    whole = plan.student.parameters if plan.on_gpu else 2 * plan.student.largest
+    whole = plan.trained if plan.on_gpu else min(2 * plan.student.largest, plan.trained)
     return {"optimiser's temporaries": FP32 * whole / plan.ranks}
 
 
 def publish_moment(plan: ActorPlan) -> dict[str, float]:
-    """The largest weight whole, in fp32 and as it is sent."""
-    return {"gradients": 0.0, "gathered weights, buffers": float((FP32 + plan.element) * plan.student.largest)}
+    """The largest weight whole, in fp32 and as it is sent; with adapters what they add to it as well."""
+    copies = FP32 * (2 if plan.adapters else 1) + plan.element
+    return {"gradients": 0.0, "gathered weights, buffers": float(copies * plan.student.largest)}
 
 
 def proof_moment(plan: ActorPlan) -> dict[str, float]:
@@ -280,8 +313,8 @@ def proof_moment(plan: ActorPlan) -> dict[str, float]:
 def staged(plan: ActorPlan, *, follows: bool) -> tuple[float, float]:
     """Bytes of host memory that a checkpoint takes while it is written and training goes on: per rank, and on rank 0.
 
-    Every rank copies its shards of student, moments, and a teacher that `follows` the student; rank 0 adds the whole
+    Every rank copies its shards of what is trained, moments, and a teacher that `follows`; rank 0 adds the whole
     student, as it is written for others to load.
     """
-    shards = FP32 * (3 + int(follows)) * plan.student.parameters / plan.ranks
+    shards = FP32 * (3 + int(follows)) * plan.trained / plan.ranks
     return shards, shards + FP32 * plan.student.parameters

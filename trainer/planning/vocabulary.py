@@ -52,6 +52,13 @@ class Way:
     element: int
     """Bytes of a weight."""
     device: str
+    frozen: bool = False
+    """Whether the output matrix is not trained."""
+
+    @property
+    def matrix_gradient(self) -> float:
+        """Bytes of the output matrix's gradient."""
+        return 0.0 if self.frozen else self.matrix
 
     @property
     def matrix(self) -> float:
@@ -102,12 +109,13 @@ def forward_bytes(way: Way) -> float:
 def backward_bytes(way: Way) -> float:
     """While hidden states and output matrix get their gradients, beside the student's hidden states."""
     if not way.fused:
-        return way.others + way.matrix + (way.dense_copies - 1) * FP32 * way.tokens * way.vocabulary
-    gradients = way.matrix + way.states + 2 * FP32 * way.hidden * way.tokens
+        return way.others + way.matrix_gradient + (way.dense_copies - 1) * FP32 * way.tokens * way.vocabulary
+    gradients = way.matrix_gradient + way.states + 2 * FP32 * way.hidden * way.tokens
     if way.whole:
         # The matrix gets one gradient per chunk, which are added up.
         mixed = 2 * way.matrix if way.mixes else 0.0
-        return way.others + mixed + way.matrix + gradients + DENSE_WHOLE_COPIES * FP32 * way.chunk * way.vocabulary
+        whole = DENSE_WHOLE_COPIES * FP32 * way.chunk * way.vocabulary
+        return way.others + mixed + way.matrix_gradient + gradients + whole
     tile = min(LOGITS_AT_HAND[way.device] // TILES[way.device], way.tokens * way.vocabulary)
     narrow = way.element if way.element < FP32 else 0
     # Ids and slopes; slopes again; ids sorted, their order, their rows and columns, the slopes in that order.

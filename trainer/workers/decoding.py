@@ -1,7 +1,7 @@
 """Draws responses by a model's own forward passes, with a cache of keys and values; no engine is needed.
 
-Rows that end leave the batch at once, and others take their places. Every request has random numbers of its own, so that
-what is drawn depends neither on the other rows nor on how many there are.
+Rows that end leave the batch at once, and others take their places. Every request has random numbers of its own, so
+that what is drawn depends neither on the other rows nor on how many there are.
 
 B  rows that are drawn at the same time        V  vocabulary        L  columns of the cache, padded on the left
 """

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from mopd.losses import is_rated
+from trainer.adapters import Voice
+from trainer.forward import ResponseScorer
 from trainer.layout import TokenBatch
 from trainer.meters import Meter
 from trainer.objectives import Contribution, teacher_of_tokens
@@ -67,9 +69,11 @@ def teacher_logprobs(micro_batch: Sequence[Sample], views: Views) -> Tensor:
     parts: list[tuple[States, float]] = []
     with ExitStack() as held:
         rate = views.teaching.rate if views.teaching.kind == "trust-region" else 0.0
-        for scorer, share in ((views.teacher, 1.0 - rate), (views.student, 1.0 if views.teacher is None else rate)):
-            if scorer is not None and share > 0.0:
-                parts.append((States(held.enter_context(views.reading(scorer, view)), scorer.head), share))
+        own: tuple[ResponseScorer, Voice] = (views.student, "student")
+        for speaker, share in ((views.speaker, 1.0 - rate), (own, 1.0 if views.speaker is None else rate)):
+            if speaker is not None and share > 0.0:
+                scorer, voice = speaker
+                parts.append((States(held.enter_context(views.reading(scorer, view, voice)), scorer.head), share))
         return teacher_of_tokens(mixed(parts), view.tokens, views.vocabulary, views.loss)
 
 

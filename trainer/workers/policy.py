@@ -21,8 +21,10 @@ from mopd.teacher import ema_
 from mopd.types import FloatArray, IntArray
 from trainer import failpoints, fsdp, weights
 from trainer.accounting import Account, Tally, pass_over
+from trainer.adapters import AdapterSettings
 from trainer.attention import PACKED
-from trainer.forward import ResponseScorer, padded, step_rows
+from trainer.attention_choice import choose_attention
+from trainer.forward import padded, step_rows
 from trainer.layout import TokenBatch, batch_of
 from trainer.meters import Meter, record_mismatch
 from trainer.objectives import LossSettings, Targets, contribution
@@ -32,6 +34,7 @@ from trainer.rendezvous import open_store
 from trainer.scores import HEADS, States
 from trainer.weights import LINKS, Link, Transfer, responses_of
 from trainer.workers.gauging import note_bare, note_scores
+from trainer.workers.models import ModelSettings, OptimSettings, adapter_of, averaged, build_models, on_rank_0, sizes
 from trainer.workers.offload import Offload, optimizer_tensors
 from trainer.workers.recording import likeliest_of, recorded_of, recorded_rows
 from trainer.workers.state import Saving, StateKeeper
@@ -40,21 +43,6 @@ from trainer.workers.views import TeacherSettings, Views, chosen_of
 
 PATIENCE_S = 30.0
 """How much longer a rank waits for the others than the controller waits for it."""
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """AdamW with linear warm-up to a constant rate."""
-
-    lr: float
-    warmup_steps: int
-    weight_decay: float
-    betas: tuple[float, float]
-    grad_clip: float
-
-    def rate(self, step: int) -> float:
-        """The learning rate of training step `step`, counted from 1."""
-        return self.lr * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.lr
 
 
 @dataclass(frozen=True)
@@ -96,17 +84,19 @@ class PolicyWorker:
         student_offload: bool = False,
         optimizer_offload: bool = False,
         teacher_offload: bool = False,
+        adapters: AdapterSettings | None = None,
     ) -> None:
         self.student_offload, self.optimizer_offload = student_offload, optimizer_offload
         self.teacher_offload = teacher_offload
         self.distant = distant
         self.rank, self.ranks, self.deadline_s = rank, ranks, deadline_s
         self.device = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
-        self.model_path, self.attn_implementation = model_path, attn_implementation
+        self.models = ModelSettings(model_path, attn_implementation, gradient_checkpointing, adapters, seed)
         self.packed = attn_implementation == PACKED
-        self.gradient_checkpointing = gradient_checkpointing
         self.loss, self.optim, self.teaching = loss, optim, teacher
         self.step = 0
+        self.untaught: Exception | None = None
+        """Why the teacher could not be shown something early."""
         self.links: dict[int, Link] = {}
         """By the sampler's number; on rank 0."""
         torch.manual_seed(seed)
@@ -126,38 +116,19 @@ class PolicyWorker:
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.ranks, timeout=timeout)
         mesh = init_device_mesh(self.device.type, (self.ranks,))
 
-        def build(path: str, checkpointing: bool) -> ResponseScorer:
-            return fsdp.build_scorer(
-                path,
-                mesh,
-                attn_implementation=self.attn_implementation,
-                gradient_checkpointing=checkpointing,
-            )
-
-        method = self.loss.method
-        self.student = build(self.model_path, self.gradient_checkpointing).train()
-        # A reference is the initial model whoever teaches; a live teacher is the student itself.
-        beside = self.teaching.kind != "live" and self.distant is None
-        asked = method.has_reference or (method.distils and beside)
-        source = self.teaching.model_path if method.distils else None
-        self.teacher = build(source or self.model_path, False).eval().requires_grad_(False) if asked else None
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(),
-            lr=self.optim.lr,
-            betas=self.optim.betas,
-            weight_decay=self.optim.weight_decay,
-        )
+        built = build_models(self.models, mesh, self.loss, self.teaching, self.optim, distant=self.distant is not None)
+        self.student, self.teacher, self.optimizer = built.student, built.teacher, built.optimizer
         models = (self.student, self.teacher, self.distant)
         account = Account(self.device)
         self.views = Views(
-            *models, self.loss, self.teaching, self.device, self.packed, account, deadline_s=self.deadline_s
+            *models, self.loss, self.teaching, self.device, self.packed, account, self.deadline_s, voice=built.voice
         )
         self.away_between_steps = Offload(self.device, lambda: optimizer_tensors(self.optimizer))
         self.away_while_sampling = Offload(self.device, lambda: fsdp.shards(self.student))
         self.away_between_updates = Offload(self.device, lambda: fsdp.shards(self.teacher or nn.Module()))
         self.keeper = StateKeeper(self.rank, self.ranks, self.deadline_s)
-        parameters = sum(parameter.numel() for parameter in self.student.parameters())
-        return {"torch": torch.__version__, "parameters": parameters}
+        attention = choose_attention(self.models.attn_implementation, self.device, fsdp.compute_dtype(self.device.type))
+        return {"torch": torch.__version__, "attention": attention, **sizes(self.student)}
 
     def connect(self, number: int, sampler: Any, transfer: Transfer) -> None:
         """Opens rank 0's way to a sampler; an earlier way to one of this number is given up."""
@@ -181,8 +152,7 @@ class PolicyWorker:
         gathered = fsdp.full_weights(self.student)
         try:
             if links:
-                numels = [parameter.numel() for parameter in self.student.model.parameters()]
-                weights.publish(links, gathered, numels, version, sequences)
+                weights.publish(links, gathered, fsdp.full_sizes(self.student), version, sequences)
         finally:
             # Gathering and scoring are collectives: whatever became of the samplers, every rank goes through both.
             for _ in gathered:
@@ -247,8 +217,12 @@ class PolicyWorker:
 
         A collective: all ranks call it, with as many micro-batches. Of one sample there is no list.
         """
-        with self.teacher_here():
-            found = [states for part in mini_batch.micro_batches for states in self.views.taught(part)]
+        try:
+            with self.teacher_here():
+                found = [states for part in mini_batch.micro_batches for states in self.views.taught(part)]
+        except Exception as error:
+            self.untaught = error  # nobody may ask for these states, and the other ranks are a collective ahead
+            raise
         return found[0] if len(found) == 1 else found
 
     def update(
@@ -259,9 +233,14 @@ class PolicyWorker:
         taught: Mapping[int, Any] | None = None,
     ) -> Update:
         """As `learn`, with a teacher that is brought to the device for it; `taught` as `Policy.begin` has it."""
+        if self.untaught is not None:
+            raise self.untaught
         self.views.known = taught
-        with self.student_here(), self.teacher_here():
-            return self.learn(mini_batches, step, record)
+        try:
+            with self.student_here(), self.teacher_here():
+                return self.learn(mini_batches, step, record)
+        finally:
+            self.views.known = None  # or the states would lie in the object store until the next update
 
     def learn(self, mini_batches: Sequence[MiniBatch], step: int, record: frozenset[int]) -> Update:
         """One training step: an optimiser step per mini-batch, then one of the teacher.
@@ -289,15 +268,15 @@ class PolicyWorker:
                 continue
             parts = zip(mini_batch.micro_batches, old_rows, mini_batch.denominators, strict=True)
             for micro_batch, rows, denominator in parts:
-                recorded |= self.accumulate(micro_batch, rows, denominator, meter, record)
+                # What was first seen stays: later epochs see a student that has moved.
+                recorded = self.accumulate(micro_batch, rows, denominator, meter, record) | recorded
             with self.views.account.turn("optimiser"):
                 norms.append(self.take_step())
                 skipped += not np.isfinite(norms[-1])
             failpoints.hit("step.after_opt", step=step, rank=self.rank)
-        follows = self.loss.method.distils and self.teaching.kind == "ema"
-        if self.teacher is not None and follows and len(norms) > skipped:
+        if self.follows and len(norms) > skipped:
             with self.views.account.turn("optimiser"):
-                ema_(fsdp.shards(self.teacher), fsdp.shards(self.student), self.teaching.rate)
+                ema_(*averaged(self.student, self.teacher), self.teaching.rate)
         tally, self.views.account = self.views.account.closed(), Account(self.device)
         seconds = time.perf_counter() - started
         return Update(meter, self.loss_sum, tuple(norms), skipped, recorded, tally, seconds)
@@ -365,17 +344,16 @@ class PolicyWorker:
 
     def weights(self) -> dict[str, Tensor]:
         """The student's whole weights by name on rank 0, nothing on the others. A collective: all ranks call it."""
-        gathered = fsdp.full_weights(self.student)
-        if self.rank:
-            for _ in gathered:
-                pass
-            return {}
-        return {name: weight.to("cpu", copy=True) for name, weight in gathered}
+        return on_rank_0(self.rank, lambda: fsdp.full_weights(self.student))
 
     def save(self, saving: Saving) -> None:
         """Begins to write a checkpoint; the last one is whole by then. A collective: all ranks call it."""
+        path = self.models.path
         with self.student_here(), self.optimizer_here(), self.teacher_here():
-            self.keeper.stage(saving, self.kept(), self.optimizer, self.weights(), self.student.model, self.model_path)
+            adapter = adapter_of(self.student, self.rank, path)
+            self.keeper.stage(
+                saving, self.kept(), self.optimizer, self.weights(), self.student.model, path, adapter=adapter
+            )
 
     def saved(self) -> bool:
         """Whether no checkpoint is being written."""
@@ -390,7 +368,12 @@ class PolicyWorker:
         with self.student_here(), self.optimizer_here(), self.teacher_here():
             self.keeper.load(folder, self.kept(), self.optimizer)
 
+    @property
+    def follows(self) -> bool:
+        """Whether a teacher follows the student."""
+        return self.loss.method.distils and self.teaching.kind == "ema" and self.views.speaker is not None
+
     def kept(self) -> Mapping[str, nn.Module]:
-        """The models that a checkpoint keeps: the student, and a teacher that follows it."""
-        follows = self.loss.method.distils and self.teaching.kind == "ema" and self.teacher is not None
-        return {"student": self.student} | ({"teacher": self.teacher} if follows and self.teacher is not None else {})
+        """The models that a checkpoint keeps: the student, and a teacher beside it that follows it."""
+        kept: dict[str, nn.Module] = {"student": self.student}
+        return kept | ({"teacher": self.teacher} if self.follows and self.teacher is not None else {})

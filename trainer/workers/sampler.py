@@ -11,13 +11,10 @@ import numpy as np
 from mopd.types import FloatArray, IntArray
 from trainer.garbage import uncollected
 from trainer.memory_use import Peaks, peaks
-from trainer.workers.sampler_types import Fingerprint, Request, Response, SamplingSettings
+from trainer.workers.sampler_types import TELL_EVERY_S, Fingerprint, Request, Response, SamplingSettings
 
 CPU_BATCHED_TOKENS = 8192
 """Tokens that the engine takes in one go on a machine without a GPU."""
-
-TELL_EVERY_S = 0.1
-"""Finished responses are handed out together, so often at most: each time costs about a millisecond."""
 
 
 class SamplerWorker:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.nccl_common import trainer_init
@@ -23,6 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.utils.network_utils import get_open_port
 
+from trainer.workers.receiving import Receiver
 from trainer.workers.sampler_types import Fingerprint, probe
 
 
@@ -52,9 +50,7 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
 
     def init_transfer_engine(self, init_info: GlooAddress) -> None:
         """Joins rank 0's group of two."""
-        self.timeout = timedelta(seconds=init_info.deadline_s)
-        store = TCPStore(init_info.host, init_info.port, 2, is_master=False, timeout=self.timeout)
-        self.group: Any = ProcessGroupGloo(store, 1, 2, self.timeout)
+        self.receiver: Receiver | None = Receiver(init_info.host, init_info.port, init_info.deadline_s)
 
     def start_weight_update(self) -> None:
         """Makes every layer wait for its weights."""
@@ -62,13 +58,8 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
 
     def receive_weights(self, update_info: GlooBucket) -> None:
         """Takes one message and loads what it holds."""
-        dtypes = [getattr(torch, name) for name in update_info.dtype_names]
-        sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(update_info.shapes, dtypes, strict=True)]
-        # A new one for every message: the loader keeps views into it until a layer is complete.
-        message = torch.empty(sum(sizes), dtype=torch.uint8)
-        self.group.recv([message], 0, 0).wait(self.timeout)
-        parts = zip(update_info.names, message.split(sizes), dtypes, update_info.shapes, strict=True)
-        self.model.load_weights([(name, part.view(dtype).view(shape)) for name, part, dtype, shape in parts])
+        assert self.receiver is not None
+        self.model.load_weights(self.receiver.take(update_info.names, update_info.dtype_names, update_info.shapes))
 
     def finish_weight_update(self) -> None:
         """Completes layers that got no weight of their own."""
@@ -76,7 +67,7 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """Leaves the group."""
-        self.group = None
+        self.receiver = None
 
 
 WeightTransferEngineFactory.register_engine("gloo", GlooEngine)

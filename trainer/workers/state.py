@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -31,6 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import AutoTokenizer
 
 from trainer import checkpoint, failpoints
+from trainer.adapters import Adapter, is_factor
 from trainer.workers.reading import Planner, Reader
 
 
@@ -82,11 +84,12 @@ class StateKeeper:
         weights: Mapping[str, Tensor],
         describe: Any,
         source: str,
+        adapter: Adapter | None = None,
     ) -> None:
         """Copies the state and begins to write it; the write before was settled.
 
         `weights`, on rank 0, are the student's whole ones by Hugging Face name; `describe` is the model that
-        gives their configuration, `source` the folder of the initial model.
+        gives their configuration, `source` the folder of the initial model, `adapter` the student's without its base.
         A collective: all ranks call it.
         """
         if self.running is not None:
@@ -99,12 +102,14 @@ class StateKeeper:
 
         def finish(aside: Path) -> None:
             save_hf(describe, weights, source, aside / "hf")
+            if adapter is not None:
+                adapter.save(aside / "adapter")
 
         self.running = self.pool.submit(self.write, saving, state, finish)
 
     def state(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Everything that is kept, sharded as it is; an optimiser that never stepped has nothing to keep."""
-        parts: dict[str, Any] = {name: get_model_state_dict(model) for name, model in models.items()}
+        parts: dict[str, Any] = {name: kept_of(model) for name, model in models.items()}
         if optimizer.state:
             parts["optimizer"] = get_optimizer_state_dict(models["student"], optimizer)
         parts["random"] = self.random_states()
@@ -190,20 +195,31 @@ class StateKeeper:
         """
         reader = Reader(Path(folder) / checkpoint.STATE)
         kept = reader.read_metadata().state_dict_metadata.keys()
-        parts: dict[str, Any] = {name: get_model_state_dict(model) for name, model in models.items()}
+        parts: dict[str, Any] = {name: kept_of(model) for name, model in models.items()}
         parts["random"] = {name: state for name, state in self.random_states().items() if f"random.{name}" in kept}
         settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         if any(name.startswith("optimizer.") for name in kept):
             parts["optimizer"] = get_optimizer_state_dict(models["student"], optimizer)
         load(parts, storage_reader=reader, planner=Planner(), process_group=self.group, no_dist=self.group is None)
         for name, model in models.items():
-            set_model_state_dict(model, parts[name])
+            set_model_state_dict(model, parts[name], options=StateDictOptions(strict=not adapted(model)))
         if "optimizer" in parts:
             set_optimizer_state_dict(models["student"], optimizer, parts["optimizer"])
         for group, asked in zip(optimizer.param_groups, settings, strict=True):
             group.update(asked)
         for name, state in parts["random"].items():
             (torch.cuda if name.startswith("cuda") else torch).set_rng_state(state)
+
+
+def adapted(model: nn.Module) -> bool:
+    """Whether a model has adapters."""
+    return getattr(model, "adapters", None) is not None
+
+
+def kept_of(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint keeps of a model, by name: all weights, or of one with adapters these alone, every voice's."""
+    state = get_model_state_dict(model)
+    return {name: weight for name, weight in state.items() if is_factor(name)} if adapted(model) else state
 
 
 def cause(error: BaseException) -> str:

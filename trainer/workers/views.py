@@ -7,7 +7,7 @@ its forward pass until it is resharded, and the loss needs both at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from mopd.support import TeacherAnswer
 from trainer import cluster
 from trainer.accounting import Account, pass_over
+from trainer.adapters import Voice
 from trainer.forward import ResponseScorer
 from trainer.layout import TokenBatch, batch_of
 from trainer.objectives import LossSettings
@@ -58,11 +59,20 @@ class Views:
     """How long states that were asked for early may take to arrive."""
     known: Mapping[int, Any] | None = None
     """References to the teacher's states [M, H] of every sample, by index, where they were asked for early."""
+    voice: Voice | None = None
+    """Whose factors the student's base has where it answers as teacher or reference; None: a model beside it does."""
 
     @property
     def vocabulary(self) -> int:
         """How many logits the student has."""
         return int(self.student.model.config.vocab_size)
+
+    @property
+    def speaker(self) -> tuple[ResponseScorer, Voice] | None:
+        """Who answers beside the student, as teacher or reference, and with whose factors."""
+        if self.voice is not None:
+            return self.student, self.voice
+        return None if self.teacher is None else (self.teacher, "student")
 
     def states_of(
         self, micro_batch: Sequence[Sample], batch: TokenBatch, held: ExitStack, recorded: Tensor
@@ -93,58 +103,67 @@ class Views:
         self, micro_batch: Sequence[Sample], batch: TokenBatch, held: ExitStack
     ) -> Callable[[Tensor], States | None]:
         """Forwards whoever teaches, or the reference; what they say, once the student's output matrix is at hand."""
-        teacher = self.teacher
-        if self.loss.method.has_reference and teacher is not None:
+        speaker = self.speaker
+        if self.loss.method.has_reference and speaker is not None:
             self.account.forwarded("teacher", pass_over(batch, micro_batch, on_view=False))
-            return beside(teacher, held.enter_context(self.reading(teacher, batch)))
+            return self.said(batch, held)
         if not self.loss.method.distils:
             return lambda _: None
-        if self.known is not None and teacher is not None:
-            return beside(teacher, held.enter_context(self.recalled(teacher, micro_batch)))
+        if self.known is not None and speaker is not None:
+            return self.recalled(micro_batch, held)
         view = self.teacher_view(micro_batch)
         work = pass_over(view, micro_batch, on_view=True)
         if self.teaching.kind in ("live", "trust-region"):
             self.account.forwarded("student", work)
-        if teacher is None:
-            own = self.own_view(view)
-            return lambda weight: States(own, weight.detach())
+        if speaker is None:
+            return self.own(view, "student")
         self.account.forwarded("teacher", work)
         if self.teaching.kind != "trust-region":
-            return beside(teacher, held.enter_context(self.reading(teacher, view)))
-        own, rate = self.own_view(view), self.teaching.rate
-        said = beside(teacher, held.enter_context(self.reading(teacher, view)))
+            return self.said(view, held)
+        own, rate, said = self.own(view, "student"), self.teaching.rate, self.said(view, held)
         # The mixture (1 - rate) reference + rate student of logits, `mopd.teacher.trust_region_logits`.
-        return lambda weight: mixed([(said(weight), 1.0 - rate), (States(own, weight.detach()), rate)])
+        return lambda weight: mixed([(said(weight), 1.0 - rate), (own(weight), rate)])
+
+    def said(self, view: TokenBatch, held: ExitStack) -> Callable[[Tensor], States]:
+        """What teacher or reference say of a view, once the student's output matrix is at hand."""
+        assert self.speaker is not None
+        scorer, voice = self.speaker
+        # Held, the student's own matrix would be given up together with the teacher's, before its backward pass.
+        if scorer is self.student:
+            return self.own(view, voice)
+        return beside(scorer, held.enter_context(self.reading(scorer, view, voice)))
+
+    def own(self, view: TokenBatch, voice: Voice) -> Callable[[Tensor], States]:
+        """What the student's own model says of a view, without gradient; its output matrix is everybody's."""
+        with self.reading(self.student, view, voice) as hidden:
+            return lambda weight: States(hidden, weight.detach())
 
     def taught(self, micro_batch: Sequence[Sample]) -> list[Tensor]:
         """The teacher's states [M, H] of every sample's tokens that count, on the CPU."""
-        assert self.teacher is not None
+        assert self.speaker is not None
+        scorer, voice = self.speaker
         view = self.teacher_view(micro_batch)
         self.account.forwarded("early", pass_over(view, micro_batch, on_view=True))
-        with self.account.turn("early"), self.reading(self.teacher, view) as hidden:
+        with self.account.turn("early"), self.reading(scorer, view, voice) as hidden:
             parts = hidden.cpu().split([int((loss_mask(sample) != 0).sum()) for sample in micro_batch] or [0])
         return [part.clone() for part, _ in zip(parts, micro_batch, strict=False)]
 
-    @contextmanager
-    def recalled(self, scorer: ResponseScorer, micro_batch: Sequence[Sample]) -> Iterator[Tensor]:
-        """As `reading`, of states that were made early."""
-        known = self.known or {}
+    def recalled(self, micro_batch: Sequence[Sample], held: ExitStack) -> Callable[[Tensor], States]:
+        """As `said`, of states that were made early."""
+        assert self.speaker is not None
+        scorer, known = self.speaker[0], self.known or {}
         asked = [known[sample.index] for sample in micro_batch]
         different = list(dict.fromkeys(asked))  # equal responses have their states in common
         found = cluster.gather(different, "showing finished groups to the teacher", self.deadline_s)
         states = dict(zip(different, found, strict=True))
         parts = [states[reference] for reference in asked]
-        weight = cast(FSDPModule, scorer)
-        weight.unshard()
-        try:
-            yield torch.cat(parts).to(self.device) if parts else scorer.head.new_zeros(0, scorer.head.shape[1])
-        finally:
-            weight.reshard()
-
-    def own_view(self, view: TokenBatch) -> Tensor:
-        """The student's hidden states [M, H] on the teacher's view, without gradient."""
-        with self.reading(self.student, view) as hidden:
-            return hidden
+        hidden = torch.cat(parts).to(self.device) if parts else torch.zeros(0, scorer.head.shape[1], device=self.device)
+        if scorer is self.student:
+            return lambda weight: States(hidden.to(weight), weight.detach())
+        weights = cast(FSDPModule, scorer)
+        weights.unshard()
+        held.callback(weights.reshard)
+        return beside(scorer, hidden.to(scorer.head.dtype))
 
     def student_states(self, micro_batch: Sequence[Sample], batch: TokenBatch) -> States:
         """The student's states, with gradient; its output matrix stays gathered until the backward pass."""
@@ -176,15 +195,21 @@ class Views:
         return whole.only(chosen_of(micro_batch, self.device))
 
     @contextmanager
-    def reading(self, scorer: ResponseScorer, batch: TokenBatch) -> Iterator[Tensor]:
+    def reading(self, scorer: ResponseScorer, batch: TokenBatch, voice: Voice = "student") -> Iterator[Tensor]:
         """Hidden states [M, H] without gradient; inside, the model's output matrix is at hand."""
-        with torch.no_grad():
+        with torch.no_grad(), speaking(scorer, voice):
             hidden: Tensor = scorer(batch)
         try:
             yield hidden
         finally:
             # FSDP keeps the outermost weights gathered for a backward pass, which does not come.
             cast(FSDPModule, scorer).reshard()
+
+
+def speaking(scorer: ResponseScorer, voice: Voice) -> AbstractContextManager[None]:
+    """Inside, a model with adapters has those of `voice`; any other model is what it is."""
+    adapters = None if voice == "student" else scorer.adapters
+    return nullcontext() if adapters is None else adapters.speaking(voice)
 
 
 def beside(scorer: ResponseScorer, hidden: Tensor) -> Callable[[Tensor], States]:

@@ -81,7 +81,7 @@ function draw(plot, told, curves, band) {
   const y = (value) => (high === low ? 50 : 96 - 92 * (value - low) / (high - low));
   const lines = curves.map((curve, run) => curve && svg("path", { class: `line run${run % 6}`, d: path(curve, x, y) }));
   const rule = svg("path", { class: "rule", d: "" });
-  const area = band.length ? [svg("path", { class: "band run0", d: between(band, x, y) })] : [];
+  const area = band.length ? [svg("path", { class: "band run0", d: between(band, curves[0][0], x, y) })] : [];
   // The run itself is drawn last, over the others.
   const figure = svg("svg", { viewBox: "0 0 300 100", preserveAspectRatio: "none", "aria-hidden": "true" },
     ...area, rule, ...lines.filter(Boolean).reverse());
@@ -108,11 +108,16 @@ function path([steps, values], x, y) {
   return "M" + points.join("L") + (points.length < 12 ? points.map((point) => `M${point}h.01`).join("") : "");
 }
 
-/** What lies between two curves, as a path. */
-function between([low, high], x, y) {
-  const there = low[0].map((step, index) => `${x(step).toFixed(1)} ${y(low[1][index]).toFixed(1)}`);
-  const back = high[0].map((step, index) => `${x(step).toFixed(1)} ${y(high[1][index]).toFixed(1)}`).reverse();
-  return `M${[...there, ...back].join("L")}Z`;
+/** What lies between two curves, as a path; a step without both of them parts it. */
+function between([low, high], steps, x, y) {
+  const [lows, highs] = [low, high].map(([at, values]) => new Map(at.map((step, index) => [step, values[index]])));
+  const pieces = [[]];
+  for (const step of steps) {
+    if (lows.has(step) && highs.has(step)) pieces.at(-1).push(step); else pieces.push([]);
+  }
+  const along = (piece, values) => piece.map((step) => `${x(step).toFixed(1)} ${y(values.get(step)).toFixed(1)}`);
+  return pieces.filter((piece) => piece.length)
+    .map((piece) => `M${[...along(piece, lows), ...along(piece, highs).reverse()].join("L")}Z`).join("");
 }
 
 /** The place in a sorted list of the entry nearest to a step. */
