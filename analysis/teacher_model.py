@@ -97,8 +97,8 @@ def folder_of(model: str) -> str:
     folder = Path(model)
     if (folder / "metrics.jsonl").is_file() and not (folder / "config.json").is_file():
         there = sorted(folder.glob("checkpoints/step_*/hf"), key=lambda found: natural(str(found)))
-        hint = f"name a checkpoint of it, such as {there[-1]}" if there else "and has no checkpoints/step_N/hf yet"
-        raise BadInput(f"--model {model}: is a whole run; {hint}")
+        hint = f"; name a checkpoint of it, such as {there[-1]}" if there else ", which has no checkpoints/step_N/hf"
+        raise BadInput(f"--model {model}: is a whole run{hint}")
     return str(folder / "hf") if (folder / "hf").is_dir() else model
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.comparing.curves import Figure, Point, Standing, compare
+from trainer.comparing.curves import Figure, Point, Standing, compare, without_difference
 from trainer.comparing.drawing import KINDS, REQUIREMENTS, can_draw, draw
 from trainer.comparing.intervals import Estimate
 from trainer.comparing.runs import RunGroup, cautions, grouped, read_runs
@@ -127,7 +127,7 @@ def document(groups: Sequence[RunGroup], figures: Sequence[Figure], confidence: 
             }
             for group in groups
         ],
-        "cautions": cautions(groups),
+        "cautions": [*cautions(groups), *without_difference(figures)],
         "figures": {
             figure.name: {
                 "step": figure.step,
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"  ± is half of Student's {interval} interval over n runs; one run has none.", markup=False)
         if file is None:
             console.print(f"  no figure: matplotlib is not installed; pip install -r {REQUIREMENTS}", soft_wrap=True)
-    for sentence in cautions(groups):
+    for sentence in [*cautions(groups), *without_difference(figures)]:
         errors.print(sentence, style="yellow", markup=False, soft_wrap=True)
     if file is not None:
         errors.print(f"  figure    {file}", markup=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -357,32 +356,6 @@ def test_what_cannot_be_used_is_told(data, tmp_path, capsys, options, told):
     assert run(score_teacher_contexts, *asked(data, tmp_path / "s.jsonl"), *options) == 2
     assert told in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "s.jsonl").exists()
-
-
-def test_damaged_weights_and_whole_runs_are_told(data, tmp_path, capsys):
-    broken = tmp_path / "broken"
-    shutil.copytree(MODEL, broken)
-    content = (broken / "model.safetensors").read_bytes()
-    for damaged in (b"", b"no weights at all", content[: len(content) // 2]):
-        (broken / "model.safetensors").write_bytes(damaged)
-        assert run(score_teacher_contexts, *asked(data, tmp_path / "s.jsonl"), "--model", broken) == 2
-        assert f"--model {broken}: no model could be loaded" in capsys.readouterr().err
-    write(tmp_path / "run/metrics.jsonl", [{"step": 1}])
-    for step in (2, 10):
-        (tmp_path / f"run/checkpoints/step_{step}/hf").mkdir(parents=True)
-    assert run(score_teacher_contexts, *asked(data, tmp_path / "s.jsonl"), "--model", tmp_path / "run") == 2
-    assert f"is a whole run; name a checkpoint of it, such as {tmp_path}/run/checkpoints/step_10/hf" in (
-        capsys.readouterr().err
-    )
-
-
-def test_who_interrupts_a_command_while_it_loads_sees_no_traceback(tmp_path):
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    command = [sys.executable, str(ROOT / "analysis/score_teacher_contexts.py"), "--help"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGINT  # a shell says 130
-    assert done.stderr == "interrupted\n"
 
 
 def test_rows_that_are_none_are_told_by_their_line(data, tmp_path, capsys):

@@ -183,6 +183,17 @@ def test_the_table_takes_the_last_step_that_all_runs_have(make_run, capsys):
     assert [row["at_step"]["mean"] for row in figure["table"]] == [0.5, 0.4]
 
 
+def test_before_anything_was_learnt_there_is_no_difference(make_run, capsys):
+    folders = [make_run("short", [0.2]), make_run("long", [0.3, 0.4], method="grpo")]
+    found = told(capsys, *folders)
+    figure = found["figures"]["chain: mean@8"]
+    assert figure["step"] == 0
+    assert [row["at_step"]["mean"] for row in figure["table"]] == [0.2, 0.3]
+    assert [row["difference"] for row in figure["table"]] == [None, None]
+    (sentence,) = found["cautions"]
+    assert sentence.startswith("chain: mean@8, chain: pass@8: no difference is given")
+
+
 def test_data_sources_are_kept_apart(make_run, capsys):
     folders = [make_run("a", [0.2, 0.5]), make_run("b", [0.3, 0.6], source="sets/of: all", method="grpo")]
     figures = told(capsys, *folders)["figures"]
@@ -250,6 +261,20 @@ def test_every_bad_folder_is_told_at_once(make_run, tmp_path, capsys):
     assert "5 problems" in err
     for text in ("no such folder", "is no OUTPUT_DIR", "no held-out quality yet", "cannot be read", "is there twice"):
         assert text in err
+    assert compare.main([str(good), f"bad={empty}"]) == 2
+    assert f"bad={empty}: " in capsys.readouterr().err
+
+
+def test_the_folder_of_a_suite_is_told_with_how_to_name_its_runs(make_run, tmp_path, capsys):
+    (tmp_path / "suite").mkdir()
+    for seed in range(2):
+        make_run(f"suite/mopd-seed{seed}", [0.2, 0.5], seed=seed)
+    (tmp_path / "suite/logs").mkdir()
+    assert compare.main([str(make_run("good", [0.2, 0.5])), str(tmp_path / "suite")]) == 2
+    suite = tmp_path / "suite"
+    assert f"{suite}: is no run, but holds 2 of them; name those: {suite}/*-seed*" in capsys.readouterr().err
+    named = sorted(str(folder) for folder in suite.glob("*-seed*"))
+    assert len(told(capsys, *named)["groups"][0]["runs"]) == 2
 
 
 def test_it_is_a_command(make_run, root, tmp_path):

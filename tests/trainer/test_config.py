@@ -60,6 +60,20 @@ def test_the_templates_of_the_files_are_those_of_the_method() -> None:
     assert settings == ContextSettings()
 
 
+@pytest.mark.parametrize("value", ["nonsense", "console", "[console,nonsense]", "null", "[[wandb]]"])
+def test_an_unknown_logger_is_refused_with_the_known_ones_and_the_form_of_a_list(value: str) -> None:
+    with pytest.raises(BadInputError) as refused:
+        resolve("mopd", [f"trainer.logger={value}"], {})
+    (sentence,) = refused.value.problems
+    assert sentence.startswith("trainer.logger=")
+    assert "console, file, jsonl, tensorboard, wandb, mlflow is wanted, such as [console,wandb]" in sentence
+
+
+def test_a_logger_that_is_named_twice_counts_once() -> None:
+    found = resolve("mopd", ["trainer.logger=[wandb,console,wandb]"], {}).config.trainer.logger
+    assert found == ("wandb", "console")
+
+
 def test_methods_share_every_default_but_the_method_itself() -> None:
     trees = {method: resolve(method, ["profile=published"], {}).tree for method in METHODS}
     differing = {key for key, _, _ in leaves(Config) if len({str(lookup(tree, key)) for tree in trees.values()}) > 1}

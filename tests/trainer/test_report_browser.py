@@ -333,3 +333,16 @@ def test_an_interval_is_a_band_behind_its_curve_and_no_curve_of_its_own(window: 
     assert band == pytest.approx([curve[0], 4, curve[2], 92], abs=0.1)
     assert curve[1] == pytest.approx(50, abs=0.1)
     assert window.complaints() == []
+
+
+def test_a_step_without_an_interval_parts_the_band(window: Browser, tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "gapped", steps=1)
+    values: list[dict[str, float]] = [{"step": step, "gauges/auc": 0.5} for step in range(1, 6)]
+    for record in (value for value in values if value["step"] != 3):
+        record |= {"gauges/auc_low": 0.25, "gauges/auc_high": 0.75}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in values))
+    window.open(write_report(folder), "#curves")
+    window.until("document.querySelector('.chart[title=\"gauges/auc\"] .band')")
+    shape = window.run("return document.querySelector('.chart[title=\"gauges/auc\"] .band').getAttribute('d')")
+    assert shape.count("M") == shape.count("Z") == 2
+    assert window.complaints() == []

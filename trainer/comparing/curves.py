@@ -37,7 +37,8 @@ class Standing:
     at_step: Estimate | None
     at_tokens: Estimate | None
     difference: Estimate | None
-    """Its value at the common step minus the first group's, over the seeds that both have."""
+    """Its value at the common step minus the first group's, over the seeds that both have; None at step 0, before
+    anything was learnt."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def compare_one(groups: Sequence[RunGroup], name: str, confidence: float) -> Fig
     counted = [curve(run, name, "tokens") for run in runs]
     tokens = min((points[-1][0] for points in counted if points), default=None)
     values = {group.name: values_at(group, name, step) for group in having}
+    base = values[having[0].name] if step else []
     return Figure(
         name=name,
         by_step={group.name: band_by_step(group, name, confidence) for group in having},
@@ -86,11 +88,19 @@ def compare_one(groups: Sequence[RunGroup], name: str, confidence: float) -> Fig
                 first=estimate([curve(run, name, "step")[0][1] for run in group.runs], confidence),
                 at_step=known([value for _, value in values[group.name]], confidence),
                 at_tokens=None if tokens is None else at_tokens(group, name, tokens, confidence),
-                difference=None if place == 0 else difference(values[having[0].name], values[group.name], confidence),
+                difference=None if place == 0 else difference(base, values[group.name], confidence),
             )
             for place, group in enumerate(having)
         ],
     )
+
+
+def without_difference(figures: Sequence[Figure]) -> list[str]:
+    """A sentence for the figures whose groups are not subtracted, as no trained step was validated in all runs."""
+    names = ", ".join(figure.name for figure in figures if len(figure.standings) > 1 and not figure.step)
+    if not names:
+        return []
+    return [f"{names}: no difference is given, for after step 0 there is no step at which all runs were validated"]
 
 
 def curve(run: Run, name: str, axis: Axis) -> Curve:

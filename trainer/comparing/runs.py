@@ -99,10 +99,22 @@ def read_runs(arguments: Sequence[str]) -> list[Run]:
         try:
             runs.append(read_run(folder, name))
         except BadInputError as error:
-            problems += error.problems
+            inner = inner_runs(folder)
+            for problem in [inner] if inner else error.problems:
+                problems.append(problem if problem.startswith(f"{argument}:") else f"{argument}: {problem}")
     if problems:
         raise BadInputError(problems)
     return runs
+
+
+def inner_runs(folder: Path) -> str:
+    """How to name the runs inside a folder that is none itself, such as a suite's; empty where there are none."""
+    if (folder / "config.yaml").exists():
+        return ""
+    names = sorted(file.parent.name for file in folder.glob("*/manifest.json"))
+    # A suite's folder has `logs` and `report` beside its runs.
+    pattern = "*-seed*" if all("-seed" in name for name in names) else "*"
+    return f"is no run, but holds {len(names)} of them; name those: {folder}/{pattern}" if names else ""
 
 
 def named_folder(argument: str) -> tuple[str | None, Path]:

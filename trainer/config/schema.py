@@ -6,15 +6,27 @@ documentation: `docs/configuration.md` is generated from here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from trainer.config.actor_schema import Actor as Actor
 from trainer.config.rollout_schema import Rollout as Rollout
 from trainer.config.run_health import RunHealth
 from trainer.config.strict import STRICT
+
+Logger = Literal["console", "file", "jsonl", "tensorboard", "wandb", "mlflow"]
+
+
+def each_once(names: Any) -> Any:
+    """Names of loggers, each once; refuses what is no list of such names with the ones there are."""
+    known = get_args(Logger)
+    if not isinstance(names, (list, tuple)) or not all(name in known for name in names):
+        remedy = f"a list out of {', '.join(known)} is wanted, such as [console,wandb]"
+        raise PydanticCustomError("loggers", remedy)
+    return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -140,7 +152,7 @@ class Trainer:
     """Actor processes of a node, one per GPU; null: every visible GPU, or one process on the CPU."""
     nnodes: int = Field(ge=1)
     """Nodes of the run."""
-    logger: tuple[Literal["console", "file", "jsonl", "tensorboard", "wandb", "mlflow"], ...]
+    logger: Annotated[tuple[Logger, ...], BeforeValidator(each_once)]
     """Where steps are shown; wandb without key, mlflow without MLFLOW_TRACKING_URI: in files. metrics.jsonl: always."""
     project_name: str
     """The project at wandb, the experiment at mlflow."""
