@@ -28,9 +28,9 @@ TILES = {"cpu": 16, "cuda": 4}
 """Into how many times smaller a tile backward cuts them, for it has them in several forms, and caches are small."""
 UPCAST = 1 << 22
 """Of how many entries a weight is made wide at one time, where no product of narrow inputs has a wide result."""
-WHOLE = 30
-"""A vocabulary of fewer than so many times the entries asked for is multiplied whole: rows that are gathered one by one
-cost about so much more each."""
+EXACT_FROM = 4096
+"""Entries of a vocabulary from which float32 inputs are worth float64 logits: below, rounding is that of full logits,
+and gathering rows would take longer than all else."""
 GATHERED = 1 << 20
 """How many entries of a weight are gathered at one time, for logits in float64."""
 
@@ -145,17 +145,15 @@ class Rows:
         return self.head(self.hidden)
 
     def exactly(self, ids: Tensor) -> Tensor | None:
-        """The logits at ids `[C, K]` of float32 inputs, in float64; None of others: narrow ones lose more elsewhere.
+        """The logits at ids `[C, K]` of float32 inputs, in float64; None of narrow ones, which lose more elsewhere, and
+        of small vocabularies.
 
         What is compared is a small difference of large logits, which in float32 keeps five digits.
         """
         weight = self.head.weight[: self.head.vocabulary]
-        if weight.dtype != torch.float32:
+        if weight.dtype != torch.float32 or len(weight) < EXACT_FROM:
             return None
         known, size = ids < len(weight), max(1, GATHERED // max(1, ids.shape[1] * weight.shape[1]))
-        if len(weight) < WHOLE * ids.shape[1]:
-            whole = self.hidden.double() @ weight.double().t()
-            return whole.gather(-1, ids.long().where(known, 0)).masked_fill(~known, -torch.inf)
         parts = zip(self.hidden.split(size), ids.long().where(known, 0).split(size), strict=True)
         found = [(weight[names].double() @ states.double()[:, :, None])[:, :, 0] for states, names in parts]
         return torch.cat(found).masked_fill(~known, -torch.inf)
