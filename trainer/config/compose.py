@@ -185,7 +185,7 @@ def explained(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
     sentences = []
     for key, fault in faults:
         if key not in unknown:
-            sentences.append(f"{key}={fault['input']!r}: {fault['msg'].lower()}")
+            sentences.append(f"{key}={fault['input']!r}: {fault['msg'].lower().removeprefix('value error, ')}")
             continue
         inner = leaves(fault["input"], f"{key}.") if isinstance(fault["input"], Mapping) else [key]
         sentences += [refusal(leaf, known) for leaf in inner]

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 from trainer.config.actor_schema import Actor as Actor
 from trainer.config.rollout_schema import Rollout as Rollout
@@ -21,11 +20,15 @@ Logger = Literal["console", "file", "jsonl", "tensorboard", "wandb", "mlflow"]
 
 
 def each_once(names: Any) -> Any:
-    """Names of loggers, each once; refuses what is no list of such names with the ones there are."""
+    """Names of loggers, each once.
+
+    Raises:
+        ValueError: what is given is no list of such names; the message has them.
+    """
     known = get_args(Logger)
     if not isinstance(names, (list, tuple)) or not all(name in known for name in names):
         remedy = f"a list out of {', '.join(known)} is wanted, such as [console,wandb]"
-        raise PydanticCustomError("loggers", remedy)
+        raise ValueError(remedy)
     return tuple(dict.fromkeys(names))
 
 
