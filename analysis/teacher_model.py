@@ -7,7 +7,6 @@ vocabulary's logits only those that predict response tokens are made, some thous
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,7 @@ def batches(jobs: Sequence[Job], budget: int) -> Iterator[list[int]]:
 
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError)
 """What loading raises where a folder holds something else than a model (RecursionError is a RuntimeError)."""
-BROKEN = (*UNUSABLE, SafetensorError, pickle.UnpicklingError)
+BROKEN = (*UNUSABLE, SafetensorError)
 """Where files of weights are damaged as well."""
 
 
@@ -171,7 +170,7 @@ class TeacherModel:
         """
         disable_progress_bar()
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+            loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True)
         except BROKEN as error:
             raise unusable(model, "model", error) from None
         self.model: Any = loaded.to(device).eval()

@@ -13,6 +13,7 @@ READERS = {
     "trainer/stopping.py": "a job's end is told as a time of day; it is read once, and monotonic from there",
     "trainer/session.py": "the manifest says when the run started",
     "trainer/report.py": "the report says when it was written",
+    "trainer/trackers/mlflow.py": "MLflow wants the time of day beside every figure",
     "trainer/workers/profiling.py": "a trace puts what several processes did on one axis; nothing waits by it",
 }
 """Files that read the time of day, and why."""
