@@ -93,8 +93,8 @@ def as_the_trainer(worker: Any, prompts: Sequence[IntArray], seed: int) -> int:
         for number, ids in enumerate(ids for ids in prompts for _ in range(ROLLOUTS))
     ]
     asked = (requests, SamplingSettings(1.0, 1.0, TOKENS, ignore_eos=True))
-    answers = cluster.stream(worker.sample, asked, "sampling", DEADLINE_S, lambda: None)
-    return sum(len(response.token_ids) for _, finished in answers for _, response in finished)
+    answers = cluster.streams({0: (worker.sample, asked)}, "sampling", DEADLINE_S, lambda: None)
+    return sum(len(response.token_ids) for _, (_, finished) in answers for _, response in finished)
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
